@@ -1,0 +1,61 @@
+"""What can go wrong, one class per failure that a caller would handle differently.
+
+Every error carries the exit code with which a job ends, so that an orchestrator can tell a wrong
+configuration (never retry) from a refused state (a person must decide) or a failed run (retry).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "AccountingError",
+    "ConfigError",
+    "FoldinError",
+    "MissingModelError",
+    "PrerequisiteError",
+    "SingularSystemError",
+    "StateMismatchError",
+]
+
+
+class FoldinError(Exception):
+    """Base of all errors that foldin raises on purpose; its message is meant for a person."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class PrerequisiteError(FoldinError):
+    """Python or Java is missing or of a version that Spark cannot use."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(FoldinError):
+    """A key or value of the configuration or of a mapping file breaks a rule."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class MissingModelError(FoldinError):
+    """There is no active model (or not the named one) to read from."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class StateMismatchError(FoldinError):
+    """A checkpoint was born under settings that differ from today's; it must be rebuilt."""
+
+    exit_code: ClassVar[int] = 4
+
+
+class AccountingError(FoldinError):
+    """Rows in are not events + quarantined + duplicates: a row was lost or counted twice."""
+
+    exit_code: ClassVar[int] = 5
+
+
+class SingularSystemError(FoldinError, ValueError):
+    """A user's normal equations have no unique solution (regParam 0, too few events)."""
+
+    exit_code: ClassVar[int] = 6
