@@ -12,6 +12,7 @@ __all__ = [
     "AccountingError",
     "ConfigError",
     "FoldinError",
+    "InvalidInputError",
     "MissingModelError",
     "PrerequisiteError",
     "SingularSystemError",
@@ -59,3 +60,9 @@ class SingularSystemError(FoldinError, ValueError):
     """A user's normal equations have no unique solution (regParam 0, too few events)."""
 
     exit_code: ClassVar[int] = 6
+
+
+class InvalidInputError(FoldinError, ValueError):
+    """A number or shape handed to a kernel has no defined answer (NaN, infinity, out of range)."""
+
+    exit_code: ClassVar[int] = 7

@@ -1,0 +1,74 @@
+"""What is computed once a model: the item factors with the eigenpairs of their Gramian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foldin.errors import InvalidInputError
+from foldin.kernels.types import Objective
+
+__all__ = ["ItemFactors", "prepare"]
+
+
+@dataclass(frozen=True, eq=False)
+class ItemFactors:
+    """Item factors of one model, ready to fold users in. Immutable."""
+
+    factors: NDArray[np.float32]
+    """(n_items, rank): Y, as MLlib stores it."""
+    gramian: NDArray[np.float64]
+    """(rank, rank): YᵀY over all items."""
+    eigenvalues: NDArray[np.float64]
+    """(rank,): Λ of YᵀY = Q Λ Qᵀ, rising, never below 0."""
+    eigenvectors: NDArray[np.float64]
+    """(rank, rank): Q, one eigenvector a column."""
+    objective: Objective
+    model_version: str
+    item_ids: NDArray[np.str_] | None
+
+    @property
+    def n_items(self) -> int:
+        """Items that the model knows."""
+        return int(self.factors.shape[0])
+
+    @property
+    def rank(self) -> int:
+        """Latent factors, k in the papers."""
+        return int(self.factors.shape[1])
+
+
+def prepare(
+    factors: NDArray[np.floating],
+    objective: Objective,
+    *,
+    model_version: str,
+    item_ids: Sequence[str] | NDArray[np.str_] | None = None,
+) -> ItemFactors:
+    """Prepare a model's item factors, (n_items, rank), for fold-in, top-N and explanation.
+
+    Raises InvalidInputError for a wrong shape, for NaN or infinity, or for ids that do not match.
+    """
+    given = np.asarray(factors)
+    if given.ndim != 2 or 0 in given.shape:
+        raise InvalidInputError(f"factors must be 2D and not empty (found shape {given.shape})")
+    y = np.array(given, dtype=np.float32, order="C")
+    bad = np.argwhere(~np.isfinite(y))
+    if len(bad):
+        row, column = bad[0]
+        raise InvalidInputError(f"factors[{row}, {column}] is {y[row, column]}: must be finite")
+    ids = None if item_ids is None else np.array(item_ids, dtype=np.str_)
+    if ids is not None and ids.shape != (len(y),):
+        raise InvalidInputError(f"item_ids has shape {ids.shape} for {len(y)} items")
+    gramian = np.zeros((y.shape[1], y.shape[1]))
+    for start in range(0, len(y), 65_536):  # a float64 copy of all factors would double the peak
+        block = y[start : start + 65_536].astype(np.float64)
+        gramian += block.T @ block
+    eigenvalues, eigenvectors = np.linalg.eigh(gramian)
+    eigenvalues = np.maximum(eigenvalues, 0.0)  # rounding can push a zero below zero
+    for array in (y, gramian, eigenvalues, eigenvectors, *(() if ids is None else (ids,))):
+        array.setflags(write=False)
+    return ItemFactors(y, gramian, eigenvalues, eigenvectors, objective, model_version, ids)
