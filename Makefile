@@ -1,0 +1,67 @@
+# `make` or `make help` lists the targets. Every target sets up what it needs first: conf/dev/.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# Spark's workers must run the interpreter that the driver runs, which has numpy.
+export PYSPARK_PYTHON := $(CURDIR)/$(PY)
+export PYTHON
+
+# What `make test` leaves out; `make test MARKERS=chaos` runs just that.
+SLOW := chaos or cluster or kafka or notebooks or benchmark
+MARKERS = not ($(SLOW))
+DATA ?=
+SIZE ?=
+ARGS ?=
+
+.PHONY: help setup setup-bench demo test check format lock bench bench-kernel package clean distclean
+
+help: ## List the targets (this text)
+	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "Packages are kept in \$$FOLDIN_CACHE (default ~/.cache/foldin); PYTHON=... names another Python."
+
+setup: ## Make .venv with the locked packages, if it is not there yet
+	@python=$$(conf/dev/find-python) && "$$python" -I conf/dev/environment.py
+
+setup-bench:
+	@python=$$(conf/dev/find-python) && "$$python" -I conf/dev/environment.py --with conf/dev/bench.lock
+
+demo: setup ## Run the whole loop on generated events (SIZE=...) or real ones (DATA=folder); ARGS=...
+	@$(PY) -m foldin demo $(if $(DATA),--data "$(DATA)") $(if $(SIZE),--size "$(SIZE)") $(ARGS)
+
+test: setup ## Run the tests but the slow kinds; MARKERS=chaos (cluster, kafka, ...) runs one; ARGS=...
+	@$(PY) -m pytest -m "$(MARKERS)" $(ARGS)
+
+check: setup ## Lint, check format and types, compare the locks with pyproject.toml
+	@$(PY) -m ruff check lib jobs tests conf/dev
+	@$(PY) -m ruff format --check lib jobs tests conf/dev
+	@$(PY) -m mypy --strict lib
+	@$(PY) conf/dev/check_locks.py
+
+format: setup ## Format the code and mend what ruff can mend
+	@$(PY) -m ruff check --fix lib jobs tests conf/dev
+	@$(PY) -m ruff format lib jobs tests conf/dev
+
+lock: ## Remake the locks in conf/dev from pyproject.toml (needs the network; UPGRADE=1 for newer ones)
+	@python=$$(conf/dev/find-python) && PYTHON="$$python" UPGRADE="$(UPGRADE)" conf/dev/remake-locks
+
+bench: bench-kernel ## Time foldin against its peers (installs conf/dev/bench.lock)
+
+bench-kernel: setup-bench ## Time the fold-in kernel against its peers
+	@$(PY) tests/benchmarks/bench_kernel.py $(ARGS)
+
+package: setup ## Build the wheel into dist/
+	@$(PY) -m hatchling build -t wheel -d dist
+
+clean: ## Remove what builds, tests and runs leave behind, but neither .venv nor data
+	@rm -rf build dist spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## Remove .venv too; the cache of packages stays, so that the next set-up is quick
+	@rm -rf $(VENV)
