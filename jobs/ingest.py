@@ -1,0 +1,21 @@
+"""Read a landing folder as a stream into `events` and `quarantine`."""
+
+from __future__ import annotations
+
+import sys
+
+from foldin.cli import Job, parser, run_job
+from foldin.ingest import Ingest
+
+
+def ingest(job: Job) -> None:
+    account = Ingest(job.tables, job.config, job.mapping).run(once=job.options.once)
+    print(account)
+    for reason, count in account.quarantined.most_common():
+        print(f"  quarantined, {reason}: {count:,}")
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("--once", action="store_true", help="take in what has landed, then stop")
+    sys.exit(run_job(ingest, options))

@@ -1,0 +1,24 @@
+"""Train the full model on all of `events`, write its factors and lists, and activate it."""
+
+from __future__ import annotations
+
+import sys
+
+from foldin.cli import Job, parser, run_job
+from foldin.training import train
+
+
+def nightly(job: Job) -> None:
+    trained = train(job.tables, job.config, activate=job.options.activate)
+    print(
+        f"model {trained.model_version}: {trained.events:,} events, {trained.users:,} users, {trained.items:,} items, "
+        f"parity {trained.parity:.1e}, {trained.seconds:.1f} s, {'active' if job.options.activate else 'candidate'}"
+    )
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument(
+        "--no-activate", dest="activate", action="store_false", help="leave it a candidate; the active model stays"
+    )
+    sys.exit(run_job(nightly, options))

@@ -1,0 +1,63 @@
+"""What every job's command line shares: options, logging, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pyspark.sql import SparkSession
+
+from foldin.config import Config
+from foldin.errors import FoldinError
+from foldin.mapping import Mapping, load_settings
+from foldin.session import build_session
+from foldin.tables import Tables
+
+__all__ = ["Job", "parser", "run_job", "setup_logging"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job's body is given."""
+
+    options: argparse.Namespace
+    config: Config
+    mapping: Mapping
+    spark: SparkSession
+    tables: Tables
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that all jobs have."""
+    made = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    made.add_argument("--config", metavar="FILE", help="TOML file with the settings that differ from the default")
+    made.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one setting: train.rank=64"
+    )
+    made.add_argument(
+        "--mapping", metavar="NAME|FILE", help="mapping of a foreign log, shipped (online_retail, movielens) or a file"
+    )
+    return made
+
+
+def run_job(body: Callable[[Job], None], options: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse, configure, run `body`; the exit code: 0, or the code of the error that a person reads in one line."""
+    setup_logging()
+    parsed = options.parse_args(argv)
+    try:
+        config, mapping = load_settings(parsed.config, parsed.sets, parsed.mapping)
+        spark = build_session(config)
+        body(Job(parsed, config, mapping, spark, Tables.of(spark, config.tables)))
+    except FoldinError as error:
+        print(f"foldin: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def setup_logging() -> None:
+    """Progress lines on stderr, one an event worth knowing."""
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("foldin").setLevel(logging.INFO)

@@ -1,0 +1,253 @@
+"""One frozen, validated configuration.
+
+The embedded default (`conf/local.toml`) holds every value; a data set's mapping, a file and `--set`
+overlay it, in this order. An error names the key, the value, the rule and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from foldin.errors import ConfigError
+
+__all__ = [
+    "Config",
+    "EventsConfig",
+    "FoldInConfig",
+    "HistoryConfig",
+    "IngestConfig",
+    "RecommendConfig",
+    "Section",
+    "SparkConfig",
+    "TablesConfig",
+    "TrainConfig",
+    "conf_dir",
+    "load_config",
+    "read_toml",
+    "validate",
+]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A table of the TOML file: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TablesConfig(Section):
+    root: str = Field(min_length=1)
+    """Folder or URI under which tables and checkpoints lie."""
+    catalog: str = Field(pattern=r"^$|^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?$")
+    """"catalog.schema" or "schema" for tables by name; empty for tables by path."""
+
+
+class EventsConfig(Section):
+    weights: dict[str, float] = Field(min_length=1, max_length=127)
+    """Weight of one event of each type in strength(user, item)."""
+    value_required: tuple[str, ...]
+    """Event types that are quarantined without a value."""
+    max_future_minutes: float = Field(ge=0, allow_inf_nan=False)
+    """How far an event_time may lie ahead of the clock of ingest, in minutes."""
+
+    @field_validator("weights")
+    @classmethod
+    def _finite(cls, weights: dict[str, float]) -> dict[str, float]:
+        for event_type, weight in weights.items():
+            if not -1e6 <= weight <= 1e6:
+                raise ValueError(f"the weight of {event_type!r} must lie in [-1e6, 1e6]")
+            if not event_type.strip():
+                raise ValueError("an event type must not be blank")
+        return weights
+
+    @model_validator(mode="after")
+    def _known(self) -> EventsConfig:
+        unknown = [t for t in self.value_required if t not in self.weights]
+        if unknown:
+            raise ValueError(f"value_required names {unknown[0]!r}, which has no weight")
+        return self
+
+
+class IngestConfig(Section):
+    landing: str = Field(min_length=1)
+    format: Literal["json", "csv", "parquet"]
+    files: str = Field(min_length=1)
+    max_files_per_trigger: int = Field(ge=1)
+    trigger_seconds: float = Field(gt=0, allow_inf_nan=False)
+
+
+class HistoryConfig(Section):
+    max_events_per_user: int = Field(ge=1, le=100_000)
+    """Bound of a history: the most recent events by (event_time, xxhash64(event_id))."""
+    half_life_days: float = Field(gt=0)
+    """Half-life of an event's weight in days, counted from the user's own latest event; inf: no decay."""
+    retention_days: float = Field(gt=0)
+    """Age in days, counted from the model's as_of, past which an event does not count; inf: none."""
+    transform: Literal["identity", "log1p"]
+
+    @field_validator("half_life_days", "retention_days")
+    @classmethod
+    def _not_nan(cls, days: float) -> float:
+        if days != days:
+            raise ValueError("must be a number of days or inf")
+        return days
+
+
+class TrainConfig(Section):
+    mode: Literal["implicit", "explicit"]
+    rank: int = Field(ge=1, le=1024)
+    iterations: int = Field(ge=1, le=1000)
+    reg_param: float = Field(ge=0, allow_inf_nan=False)
+    alpha: float = Field(gt=0, allow_inf_nan=False)
+    nonnegative: bool
+    seed: int
+    blocks: int = Field(ge=1, le=1000)
+
+
+class FoldInConfig(Section):
+    trigger_seconds: float = Field(gt=0, allow_inf_nan=False)
+    max_files_per_trigger: int = Field(ge=1)
+    state_partitions: int = Field(ge=1, le=10_000)
+
+
+class RecommendConfig(Section):
+    top_n: int = Field(ge=1, le=10_000)
+
+
+class SparkConfig(Section):
+    app_name: str = Field(min_length=1)
+    master: str = Field(min_length=1)
+    conf: dict[str, str]
+
+
+class Config(Section):
+    """Everything that foldin can be told."""
+
+    tables: TablesConfig
+    events: EventsConfig
+    ingest: IngestConfig
+    history: HistoryConfig
+    train: TrainConfig
+    fold_in: FoldInConfig
+    recommend: RecommendConfig
+    spark: SparkConfig
+
+
+def conf_dir() -> Path:
+    """The folder of the embedded configuration: inside the wheel, or of the checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def load_config(
+    file: str | Path | None = None,
+    sets: Iterable[str] = (),
+    *,
+    settings: Mapping[str, Any] | None = None,
+) -> Config:
+    """The embedded default, overlaid by `settings` (of a mapping file), `file` and `sets`.
+
+    Args:
+        file: a TOML file with the keys that differ.
+        sets: "section.key=value" strings; the value is TOML, or else taken as a string.
+        settings: an already parsed overlay, such as a mapping file's `[settings]`.
+
+    Raises:
+        ConfigError: names the key, the value, the rule and the nearest known key.
+    """
+    data = read_toml(conf_dir() / "local.toml")
+    _overlay(data, settings or {})
+    if file is not None:
+        _overlay(data, read_toml(file))
+    for text in sets:
+        _apply_set(data, text)
+    return validate(Config, data, source=str(file) if file else "configuration")
+
+
+def read_toml(file: str | Path) -> dict[str, Any]:
+    """The parsed file.
+
+    Raises:
+        ConfigError: there is no such file, or it is not TOML (with the line).
+    """
+    try:
+        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
+
+
+def validate(model: type[M], data: Mapping[str, Any], *, source: str) -> M:
+    """`data` as `model`, or one ConfigError that lists every broken rule, a line each.
+
+    Raises:
+        ConfigError: names the key, the value, the rule and, for an unknown key, the nearest known one.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                lines.append(f"unknown key {key} = {item['input']!r}{_nearest(model, item['loc'])}")
+            elif item["type"] == "missing":
+                lines.append(f"missing key {key}")
+            else:
+                rule = item["msg"].removeprefix("Value error, ")
+                lines.append(f"{key} = {item['input']!r}: {rule[0].lower()}{rule[1:]}")
+        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+
+
+def _overlay(base: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Sections merge; a value within a section, be it a table such as `weights`, is replaced whole."""
+    for section, values in over.items():
+        if isinstance(values, Mapping) and isinstance(base.get(section), dict):
+            base[section] = {**base[section], **values}
+        else:
+            base[section] = values
+
+
+def _apply_set(data: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    keys = [key.strip() for key in path.split(".", 2)]
+    if not equals or len(keys) < 2 or not all(keys):
+        raise ConfigError(f"--set {text!r}: expected section.key=value, such as train.rank=64")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    target: Any = data
+    for key in keys[:-1]:
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {text!r}: {key} is a value, not a section")
+    target[keys[-1]] = parsed
+
+
+def _nearest(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
+    """", did you mean ...?" with the nearest key of the section that `loc` points into."""
+    fields: dict[str, Any] = dict(model.model_fields)
+    every = [f"{s}.{k}" for s, f in fields.items() for k in _keys(f.annotation)]
+    for part in loc[:-1]:
+        field = fields.get(str(part))
+        fields = _keys(field.annotation) if field is not None else {}
+    key, path = str(loc[-1]), ".".join(str(part) for part in loc)
+    if near := difflib.get_close_matches(key, fields, n=1, cutoff=0.5):
+        return f", did you mean {'.'.join([*map(str, loc[:-1]), near[0]])}?"
+    if near := difflib.get_close_matches(path, every, n=1, cutoff=0.5):
+        return f", did you mean {near[0]}?"
+    return f"; known keys here: {', '.join(fields)}"
+
+
+def _keys(annotation: Any) -> dict[str, Any]:
+    is_model = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return dict(annotation.model_fields) if is_model else {}

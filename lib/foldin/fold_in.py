@@ -1,0 +1,148 @@
+"""The fold-in query: `events` to user factors and lists, a micro-batch at a time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import dataclass, field
+
+from pyspark.sql import DataFrame
+
+from foldin.config import Config
+from foldin.errors import StateMismatchError
+from foldin.histories import histories, slim
+from foldin.publishing import Publisher
+from foldin.schemas import EVENTS, Position, RECOMMENDATIONS, USER_FACTORS
+from foldin.streaming import Checkpoint, Offset, run
+from foldin.tables import Tables, Transaction
+
+__all__ = ["FoldIn"]
+
+log = logging.getLogger("foldin.fold_in")
+
+_PINS_KEPT = 200  # Spark keeps the last 100 batches' offsets; a pin must outlive them
+
+
+@dataclass
+class FoldIn:
+    """One fold-in query. Histories are its state: a cache of `events`, rebuilt from them when it is lost."""
+
+    tables: Tables
+    config: Config
+    users: int = field(default=0, init=False)
+    """Users published by this run."""
+
+    def __post_init__(self) -> None:
+        self.publisher = Publisher(self.tables, self.config.recommend.top_n)
+        self.checkpoint = Checkpoint(self.tables.spark, self.tables.path("_checkpoints", "fold_in"))
+
+    def run(self, *, once: bool) -> int:
+        """Fold everything that is there (`once`) or until a signal; the number of users published.
+
+        Raises:
+            StateMismatchError: the checkpoint was born under other settings.
+        """
+        settings, spark = self.config, self.tables.spark
+        types = tuple(settings.events.weights)
+        bound = settings.history.max_events_per_user
+        self.checkpoint.check_fingerprint(
+            {
+                "layout": 1,
+                "max_events_per_user": bound,
+                "event_types": list(types),
+                "state_partitions": settings.fold_in.state_partitions,
+            },
+            rebuild=f"delete {self.checkpoint.path} and start again: the state is rebuilt from events.",
+        )
+        # The number of state partitions is fixed when a checkpoint is born.
+        spark.conf.set("spark.sql.shuffle.partitions", settings.fold_in.state_partitions)
+        events = self.tables.stream(EVENTS, maxFilesPerTrigger=settings.fold_in.max_files_per_trigger)
+        run(
+            histories(slim(events, types), bound).writeStream.outputMode("update"),
+            self._process,
+            checkpoint=self.checkpoint,
+            name="fold_in",
+            once=once,
+            trigger_seconds=settings.fold_in.trigger_seconds,
+        )
+        return self.users
+
+    def _process(self, batch: DataFrame, batch_id: int) -> None:
+        started = time.monotonic()
+        offset = self.checkpoint.delta_offset(batch_id)
+        before = self.checkpoint.delta_offset(batch_id - 1)
+        assert offset is not None  # Spark writes the offsets before it runs the batch
+        version = self._pin(batch_id)
+        transaction = Transaction(self.checkpoint.query_id(), batch_id)
+        if version is None or offset.in_snapshot:
+            # No model yet, or histories are still partial: take the events into the state, publish nothing.
+            batch.write.format("noop").mode("overwrite").save()
+            log.info("batch %d: events up to %s taken into the state, nothing to publish yet", batch_id, offset.position)
+            return
+        self._check_bound(version)
+        if self._must_catch_up(batch_id, before, version):
+            batch.write.format("noop").mode("overwrite").save()
+            since = self._published(version, rebuilt=before is None or before.in_snapshot)
+            users = self.publisher.catch_up(version, since, offset.position, transaction)
+            kind = f"caught up from {since} under {version}"
+        else:
+            users = self.publisher.publish(batch, version, offset.position, transaction)
+            kind = "folded"
+        self.users += users
+        log.info(
+            "batch %d: %s users %s, events up to %s, %.2f s",
+            batch_id, f"{users:,}", kind, offset.position, time.monotonic() - started,
+        )  # fmt: skip
+
+    def _must_catch_up(self, batch_id: int, before: Offset | None, version: str) -> bool:
+        """The state has just become whole, or another model has become active since the last batch."""
+        return before is None or before.in_snapshot or self._read_pin(batch_id - 1) != version
+
+    def _pin(self, batch_id: int) -> str | None:
+        """The model version of a batch, fixed durably before its first write: a replay folds under the same one.
+
+        Delta skips a replayed write by its transaction alone, so half of a batch under one model and the other
+        half under the next would otherwise stand side by side.
+        """
+        if self.checkpoint.read(_pin_file(batch_id)) is not None:
+            return self._read_pin(batch_id)
+        promotion = self.publisher.registry.current()
+        version = promotion.model_version if promotion else None
+        self.checkpoint.write(_pin_file(batch_id), json.dumps({"model_version": version}))
+        if batch_id >= _PINS_KEPT:
+            self.checkpoint.delete(_pin_file(batch_id - _PINS_KEPT))
+        return version
+
+    def _read_pin(self, batch_id: int) -> str | None:
+        text = self.checkpoint.read(_pin_file(batch_id))
+        version = json.loads(text)["model_version"] if text is not None else None
+        return str(version) if version is not None else None
+
+    def _published(self, version: str, *, rebuilt: bool) -> Position:
+        """Up to where every user's factors and list under this version are in the tables already."""
+        promotion = self.publisher.registry.promotion(version)
+        assert promotion is not None  # only an active version is pinned
+        if not rebuilt:
+            return promotion.caught_up
+        reached = []
+        for spec in (USER_FACTORS, RECOMMENDATIONS):
+            rows = self.tables.read(spec).where(f"model_version = '{version}'")
+            row = rows.selectExpr("max(struct(events_version, events_index)) as position").first()
+            reached.append(Position(*row["position"]) if row and row["position"] else promotion.caught_up)
+        # Factors are written before lists: the smaller one is what both include.
+        return max(promotion.caught_up, min(reached))
+
+    def _check_bound(self, version: str) -> None:
+        definition = self.publisher.ship(version).value.definition
+        mine = tuple(self.config.events.weights)
+        if definition.max_events > self.config.history.max_events_per_user or definition.types != mine:
+            raise StateMismatchError(
+                f"model {version} was trained on histories of {definition.max_events} events of types "
+                f"{list(definition.types)}; this state holds {self.config.history.max_events_per_user} of {list(mine)}. "
+                "Train and fold in with the same [events] and [history]."
+            )
+
+
+def _pin_file(batch_id: int) -> str:
+    return f"pins/{batch_id}"

@@ -1,0 +1,91 @@
+"""Histories to factors and lists in one pass: DataFrame in, DataFrame out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark import Broadcast
+from pyspark.sql import DataFrame
+
+from foldin.histories import items_of
+from foldin.kernels import Histories, fold_in, top_n
+from foldin.registry import Model
+from foldin.schemas import FOLDED
+
+__all__ = ["fold"]
+
+
+def fold(histories: DataFrame, model: Broadcast[Model], n: int) -> DataFrame:
+    """Factors and top-N of every user of `histories` (user_id, history, seen) under one model: rows of FOLDED.
+
+    Both come from one pass because the batch of a stateful query is recomputed for every action on it.
+    """
+    return histories.select("user_id", "history", "seen").mapInArrow(_folder(model, n), FOLDED)
+
+
+def _folder(model: Broadcast[Model], n: int) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    def convert(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield fold_batch(batch, model.value, n)
+
+    return convert
+
+
+def fold_batch(batch: pa.RecordBatch, model: Model, n: int) -> pa.RecordBatch:
+    """One Arrow batch of (user_id, history, seen) to one of FOLDED."""
+    users = batch.column("user_id")
+    found = items_of(batch.column("history"), model.definition, model.as_of_us)
+    indptr = np.searchsorted(found.user, np.arange(len(users) + 1))
+    histories = Histories(indptr, model.index_of(found.item), found.strength)
+    factors = fold_in(model.items, histories, user_ids=users)
+
+    seen = batch.column("seen")
+    seen_indptr = np.concatenate(([0], np.cumsum(seen.value_lengths().fill_null(0).to_numpy())))
+    seen_items = model.index_of(seen.flatten().to_numpy())
+    top = top_n(model.items, factors, n, seen=(seen_indptr, seen_items))
+    indices, scores = top.indices.copy(), top.scores.copy()
+
+    # A zero vector scores every item 0: such users get the most popular items that they have not seen.
+    zero = np.flatnonzero(~factors.any(axis=1))
+    if zero.size:
+        lengths = np.diff(seen_indptr)[zero]
+        of_zero = np.repeat(seen_indptr[zero], lengths) + _ranges(lengths)
+        ones = np.ones((zero.size, 1), dtype=np.float32)
+        seen_of_zero = (np.concatenate(([0], np.cumsum(lengths))), seen_items[of_zero])
+        popular = top_n(model.popular, ones, n, seen=seen_of_zero)
+        indices[zero], scores[zero] = popular.indices, popular.scores
+    source = np.full(len(users), "als", dtype=object)
+    source[zero] = "popularity"
+    return pa.RecordBatch.from_arrays(
+        [
+            users,
+            _lists(pa.array(factors.ravel()), np.full(len(users), factors.shape[1])),
+            pa.array(found.events),
+            _ranked(model, indices, scores),
+            pa.array(source, pa.string()),
+        ],
+        names=FOLDED.names,
+    )
+
+
+def _ranked(model: Model, indices: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> pa.ListArray:
+    """(n_users, n) item rows, -1 for none, as a list of (item_id, score) a user."""
+    filled = indices >= 0
+    pairs = pa.StructArray.from_arrays(
+        [model.item_ids.take(pa.array(indices[filled])), pa.array(scores[filled])], names=["item_id", "score"]
+    )
+    return _lists(pairs, filled.sum(axis=1))
+
+
+def _lists(values: pa.Array, lengths: npt.NDArray[np.int64]) -> pa.ListArray:
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def _ranges(lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """0..l-1 for every l of `lengths`, one after the other."""
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum()) - np.repeat(starts, lengths)

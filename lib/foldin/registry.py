@@ -1,0 +1,213 @@
+"""The log of models: what was trained, which one serves, and how it is loaded for the kernels."""
+
+from __future__ import annotations
+
+import getpass
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import Row
+from pyspark.sql import functions as F
+
+from foldin.errors import FoldinError, MissingModelError
+from foldin.histories import HistoryDefinition
+from foldin.kernels import ItemFactors, Objective, prepare
+from foldin.schemas import ITEM_FACTORS, MODELS, Position
+from foldin.tables import Tables, Transaction
+
+__all__ = ["Model", "Promotion", "PromotionConflictError", "Registry"]
+
+_PROMOTIONS = "foldin-promotions"
+
+
+class PromotionConflictError(FoldinError):
+    """Somebody else promoted a model at the same time; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A row of `models` that made a version active."""
+
+    model_version: str
+    sequence: int
+    caught_up: Position
+    """Users with events after the training cut and up to here were folded under this version."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One version of the model, ready for the kernels and for shipping to workers.
+
+    Attributes:
+        items: prepared factors, (n_items, rank) float32; items in ascending order of hash.
+        item_ids: (n_items,) ids, in the same order.
+        item_hashes: (n_items,) int64 ascending, xxhash64(item_id).
+        popularity: (n_items,) float32, users with a positive strength.
+        definition: what a history is under this model.
+        as_of_us: latest event_time of the training cut, microseconds since the epoch.
+        cut: position of `events` that training read.
+    """
+
+    items: ItemFactors
+    item_ids: pa.Array
+    item_hashes: npt.NDArray[np.int64]
+    popularity: npt.NDArray[np.float32]
+    definition: HistoryDefinition
+    as_of_us: int
+    cut: Position
+
+    @property
+    def version(self) -> str:
+        """Name of the model."""
+        return self.items.model_version
+
+    def index_of(self, hashes: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        """Row of each item hash in the factors, -1 where the model does not know the item."""
+        at = np.searchsorted(self.item_hashes, hashes)
+        at[at == self.item_hashes.size] = 0
+        known = self.item_hashes[at] == hashes if self.item_hashes.size else np.zeros(hashes.shape, bool)
+        return np.where(known, at, -1).astype(np.int32)
+
+    @cached_property
+    def popular(self) -> ItemFactors:
+        """Popularity as a model of rank 1, so that a list by popularity goes through the same top-N."""
+        objective = Objective(reg_param=1.0)
+        return prepare(self.popularity[:, None], objective, model_version=self.version)
+
+
+@dataclass
+class Registry:
+    """Reads and appends `models`. Nothing in it is ever updated."""
+
+    tables: Tables
+    _seen: tuple[int, Promotion | None] | None = None
+
+    def current(self) -> Promotion | None:
+        """The promotion in force, at the price of one look at a file name while `models` has not changed.
+
+        A micro-batch asks every time; a query over the table would cost it a tenth of its seconds.
+        """
+        if self._seen is None or self.tables.has_version(MODELS, self._seen[0] + 1):
+            version = self.tables.version(MODELS)  # before the read: what is missed now is seen next time
+            self._seen = (version, self.promotion())
+        return self._seen[1]
+
+    def candidate(self, row: dict[str, Any]) -> None:
+        """Append a newly trained model as a candidate; `row` holds the columns of MODELS that training knows."""
+        self._append({"status": "candidate", **row})
+
+    def promotion(self, model_version: str | None = None) -> Promotion | None:
+        """The promotion in force: the one with the largest sequence (of that version, if one is named)."""
+        rows = self.tables.read(MODELS).where("status = 'active'")
+        if model_version is not None:
+            rows = rows.where(F.col("model_version") == model_version)
+        row = rows.orderBy(F.desc("sequence")).first()
+        if row is None:
+            return None
+        caught_up = Position(row["caught_up_version"], row["caught_up_index"])
+        return Promotion(row["model_version"], row["sequence"], caught_up)
+
+    def promote(self, model_version: str, caught_up: Position, *, reason: str, expected: Promotion | None) -> Promotion:
+        """Make a version active, if `expected` is still the promotion in force (compare and set).
+
+        Delta applies a transaction id at most once and lets two writers of the same id conflict, so of two promoters that
+        saw the same state one wins and the other is told.
+
+        Raises:
+            PromotionConflictError: another promotion came first.
+        """
+        sequence = expected.sequence + 1 if expected is not None else 1
+        token = uuid.uuid4().hex[:12]
+        row = {
+            "model_version": model_version,
+            "status": "active",
+            "sequence": sequence,
+            "reason": f"{reason} [{token}]",
+            "caught_up_version": caught_up.version,
+            "caught_up_index": caught_up.index,
+        }
+        conflict = f"model {model_version} was not promoted: promotion {sequence} was taken by somebody else"
+        try:
+            self._append(row, Transaction(_PROMOTIONS, sequence))
+        except Exception as error:
+            if "ConcurrentTransaction" in type(error).__name__ + str(error):
+                raise PromotionConflictError(conflict) from error
+            raise
+        current = self.tables.read(MODELS).where(F.col("sequence") == sequence).first()
+        if current is None or token not in current["reason"]:
+            raise PromotionConflictError(conflict)
+        return Promotion(model_version, sequence, caught_up)
+
+    def active_version(self) -> str:
+        """The version that readers see.
+
+        Raises:
+            MissingModelError: no model was ever activated.
+        """
+        promotion = self.promotion()
+        if promotion is None:
+            raise MissingModelError("no model is active; run the train job first")
+        return promotion.model_version
+
+    def row(self, model_version: str) -> Row:
+        """What training wrote down of a version.
+
+        Raises:
+            MissingModelError: there is no such version.
+        """
+        found = self.tables.read(MODELS).where((F.col("model_version") == model_version) & F.col("rank").isNotNull())
+        row = found.first()
+        if row is None:
+            raise MissingModelError(f"there is no model {model_version!r}")
+        return row
+
+    def load(self, model_version: str, row: dict[str, Any] | None = None) -> Model:
+        """The version's item factors, prepared; about 4 bytes * items * rank on the driver.
+
+        Args:
+            row: what `models` says of it, while training has not written that down yet.
+
+        Raises:
+            MissingModelError: there is no such version, or some of its item factors are not there.
+        """
+        row = row if row is not None else self.row(model_version).asDict()
+        factors = (
+            self.tables.read(ITEM_FACTORS)
+            .where(F.col("model_version") == model_version)
+            .select("item_id", "item_hash", "factors", "users")
+            .toArrow()
+            .sort_by("item_hash")
+            .combine_chunks()
+        )
+        if factors.num_rows != row["items"]:
+            raise MissingModelError(
+                f"model {model_version} has {row['items']} items, but {factors.num_rows} rows of item factors"
+            )
+        flat = pc.list_flatten(factors.column("factors")).to_numpy()
+        objective = Objective(
+            reg_param=row["reg_param"],
+            alpha=row["alpha"],
+            implicit_prefs=row["mode"] == "implicit",
+            nonnegative=row["nonnegative"],
+        )
+        matrix = np.ascontiguousarray(flat.reshape(factors.num_rows, row["rank"]), dtype=np.float32)
+        return Model(
+            items=prepare(matrix, objective, model_version=model_version),
+            item_ids=factors.column("item_id").combine_chunks(),
+            item_hashes=factors.column("item_hash").to_numpy(),
+            popularity=factors.column("users").to_numpy().astype(np.float32),
+            definition=HistoryDefinition.from_json(row["history"]),
+            as_of_us=row["as_of_us"],
+            cut=Position.after(row["cut_version"]),
+        )
+
+    def _append(self, values: dict[str, Any], transaction: Transaction | None = None) -> None:
+        row = {name: None for name in MODELS.schema.names} | {"by": getpass.getuser()} | values
+        frame = self.tables.spark.createDataFrame([row], MODELS.schema)
+        self.tables.append(frame.withColumn("at", F.current_timestamp()), MODELS, transaction)

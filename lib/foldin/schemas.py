@@ -1,0 +1,247 @@
+"""Column names and table schemas, each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyspark.sql.types import (
+    ArrayType,
+    BooleanType,
+    ByteType,
+    DataType,
+    DateType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    LongType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampType,
+)
+
+__all__ = [
+    "BASE_POSITION_INDEX",
+    "EVENTS",
+    "FOLDED",
+    "HISTORY_ITEM",
+    "INGEST_LOG",
+    "ITEM_FACTORS",
+    "MODELS",
+    "QUARANTINE",
+    "RECOMMENDATIONS",
+    "STRENGTHS",
+    "TABLES",
+    "USER_FACTORS",
+    "Position",
+    "TableSpec",
+]
+
+BASE_POSITION_INDEX = -1
+"""The index that a Delta source offset carries when every file of the versions before it is included."""
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """How much of `events` is included: all versions before `version`, and of `version` the files up to `index`.
+
+    It is the end offset of a micro-batch over the Delta source, so positions order totally and survive
+    restarts, replays and lost checkpoints, which batch ids and clocks do not.
+    """
+
+    version: int
+    index: int = BASE_POSITION_INDEX
+
+    @classmethod
+    def after(cls, version: int) -> Position:
+        """The position that includes the Delta version `version` whole."""
+        return cls(version + 1)
+
+    @property
+    def last_version(self) -> int:
+        """The last Delta version of which this position includes anything."""
+        return self.version - 1 if self.index == BASE_POSITION_INDEX else self.version
+
+    def __str__(self) -> str:
+        return f"{self.version}:{self.index}"
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A Delta table: its name, schema, partition columns and Delta properties."""
+
+    name: str
+    schema: StructType
+    partition_by: tuple[str, ...] = ()
+    properties: dict[str, str] = field(default_factory=dict)
+
+
+def _columns(*columns: tuple[str, DataType, str]) -> StructType:
+    return StructType([StructField(n, kind, True, {"comment": about}) for n, kind, about in columns])
+
+
+_LIST = ArrayType(
+    StructType([StructField("item_id", StringType()), StructField("score", FloatType())])
+)
+
+_INGEST_STAMPS = (
+    ("source_file", StringType(), "file (or topic) that the row came from"),
+    ("ingested_at", TimestampType(), "clock of the micro-batch that took the row in"),
+    ("ingest_date", DateType(), "date of ingested_at: the partition"),
+)
+
+_POSITION = (
+    ("events_version", LongType(), "position of events that the row includes: Delta version"),
+    ("events_index", LongType(), "position of events that the row includes: index, -1 for whole"),
+)
+
+EVENTS = TableSpec(
+    "events",
+    _columns(
+        ("event_id", StringType(), "unique; hash of the raw record where the source has none"),
+        ("user_id", StringType(), "who"),
+        ("item_id", StringType(), "with what"),
+        ("event_type", StringType(), "one of the configured types"),
+        ("value", DoubleType(), "optional magnitude or rating; null counts as 1"),
+        ("event_time", TimestampType(), "when it happened, UTC"),
+        *_INGEST_STAMPS,
+    ),
+    partition_by=("ingest_date",),
+    # With the change feed on, an append costs nothing more, and "the events since version v" is a read
+    # that the table itself answers.
+    properties={"delta.enableChangeDataFeed": "true"},
+)
+
+QUARANTINE = TableSpec(
+    "quarantine",
+    _columns(
+        ("record_id", StringType(), "hash of the raw record"),
+        ("reason", StringType(), "the rule that the row breaks"),
+        ("detail", StringType(), "the value that breaks it, or why the mapping sends such rows here"),
+        ("raw", StringType(), "the row as it came"),
+        *_INGEST_STAMPS,
+    ),
+    partition_by=("ingest_date",),
+)
+
+INGEST_LOG = TableSpec(
+    "ingest_log",
+    _columns(
+        ("query_id", StringType(), "id of the ingest query (new with every new checkpoint)"),
+        ("batch_id", LongType(), "micro-batch of that query"),
+        ("rows_in", LongType(), "rows read from the source"),
+        ("events", LongType(), "rows appended to events"),
+        ("quarantined", LongType(), "rows appended to quarantine"),
+        ("duplicates", LongType(), "rows dropped because their id (or raw record) was known"),
+        ("logged_at", TimestampType(), "when the batch was done"),
+    ),
+)
+
+ITEM_FACTORS = TableSpec(
+    "item_factors",
+    _columns(
+        ("model_version", StringType(), "model that the row belongs to"),
+        ("item_id", StringType(), "item"),
+        ("item_hash", LongType(), "xxhash64(item_id), as histories hold it"),
+        ("factors", ArrayType(FloatType()), "rank numbers"),
+        ("users", LongType(), "popularity: users with a positive strength for the item"),
+    ),
+    partition_by=("model_version",),
+)
+
+USER_FACTORS = TableSpec(
+    "user_factors",
+    _columns(
+        ("model_version", StringType(), "model that the row belongs to"),
+        ("user_id", StringType(), "user"),
+        ("factors", ArrayType(FloatType()), "rank numbers; all zero for a user without a positive row"),
+        ("events", IntegerType(), "events in the history that made the factors"),
+        *_POSITION,
+        ("folded_at", TimestampType(), "clock of the writer (information only; never an order)"),
+    ),
+    partition_by=("model_version",),
+)
+
+RECOMMENDATIONS = TableSpec(
+    "recommendations",
+    _columns(
+        ("model_version", StringType(), "model that the row belongs to"),
+        ("user_id", StringType(), "user"),
+        ("items", _LIST, "the top N, best first, without items that the user ever had"),
+        ("source", StringType(), "als, or popularity where the user's factors are zero"),
+        *_POSITION,
+        ("folded_at", TimestampType(), "clock of the writer (information only; never an order)"),
+    ),
+    partition_by=("model_version",),
+)
+
+MODELS = TableSpec(
+    "models",
+    _columns(
+        ("model_version", StringType(), "name of the model"),
+        ("status", StringType(), "candidate, active or refused: what this row says of the model"),
+        ("sequence", LongType(), "number of the promotion; the largest is the active model"),
+        ("at", TimestampType(), "when the row was appended"),
+        ("by", StringType(), "who appended it"),
+        ("reason", StringType(), "why"),
+        ("caught_up_version", LongType(), "active: position up to which users were refolded, version"),
+        ("caught_up_index", LongType(), "active: position up to which users were refolded, index"),
+        ("cut_version", LongType(), "Delta version of events that training read"),
+        ("as_of_us", LongType(), "latest event_time in the training cut, microseconds since 1970 UTC"),
+        ("mode", StringType(), "implicit or explicit"),
+        ("rank", IntegerType(), "number of factors"),
+        ("iterations", IntegerType(), "ALS iterations"),
+        ("reg_param", DoubleType(), "MLlib's regParam"),
+        ("alpha", DoubleType(), "MLlib's alpha"),
+        ("nonnegative", BooleanType(), "MLlib's nonnegative"),
+        ("seed", LongType(), "seed of the initial factors"),
+        ("history", StringType(), "JSON: bound, half-life, retention, transform, weights of types"),
+        ("events", LongType(), "events in the training cut"),
+        ("users", LongType(), "users with factors"),
+        ("items", LongType(), "items with factors"),
+        ("strengths", LongType(), "(user, item) pairs trained on"),
+        ("parity", DoubleType(), "largest per-user relative norm between fold-in and MLlib's factors"),
+        ("seconds", DoubleType(), "seconds that training took"),
+        ("foldin_version", StringType(), "version of foldin that trained"),
+    ),
+)
+
+TABLES = (
+    EVENTS,
+    QUARANTINE,
+    INGEST_LOG,
+    ITEM_FACTORS,
+    USER_FACTORS,
+    RECOMMENDATIONS,
+    MODELS,
+)
+
+HISTORY_ITEM = StructType(
+    [
+        StructField("time", LongType()),  # event_time, microseconds since the epoch
+        StructField("event", LongType()),  # xxhash64(event_id): breaks ties of time
+        StructField("item", LongType()),  # xxhash64(item_id)
+        StructField("type", ByteType()),  # number of the event type
+        StructField("value", DoubleType()),  # null counts as 1
+    ]
+)
+"""One event as the state holds it: 64-bit hashes instead of ids, a byte instead of a type's name."""
+
+STRENGTHS = StructType(
+    [
+        StructField("user_id", StringType()),
+        StructField("item", LongType()),
+        StructField("strength", FloatType()),
+    ]
+)
+
+FOLDED = StructType(
+    [
+        USER_FACTORS.schema["user_id"],
+        USER_FACTORS.schema["factors"],
+        USER_FACTORS.schema["events"],
+        RECOMMENDATIONS.schema["items"],
+        RECOMMENDATIONS.schema["source"],
+    ]
+)
+"""What one pass over histories gives for each user: factors and top-N together."""

@@ -1,0 +1,113 @@
+"""One way to a Spark session, whoever starts it: python, spark-submit or a notebook."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+
+from delta import configure_spark_with_delta_pip
+from pyspark.sql import SparkSession
+
+from foldin.config import Config, conf_dir
+from foldin.prerequisites import check_prerequisites
+
+__all__ = ["build_session"]
+
+# What foldin relies on, whatever the cluster's defaults are.
+_REQUIRED = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    # Event times are UTC everywhere; a local time zone would shift them in casts and in Python.
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.streaming.stateStore.providerClass": (
+        "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
+    ),
+    "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
+    # Vectors and lists reach Python as Arrow batches; this bounds one batch's rows, so a worker's memory.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",
+    # One BLAS thread a task: Spark already runs one task a core.
+    "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",
+    "spark.executorEnv.OMP_NUM_THREADS": "1",
+    "spark.executorEnv.MKL_NUM_THREADS": "1",
+}
+
+# What suits one machine; a cluster brings its own.
+_LOCAL = {
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.driver.memory": "2g",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+    # 50 by default: every small read of a Delta log would start 50 tasks.
+    "spark.databricks.delta.snapshotPartitions": "2",
+}
+
+
+def build_session(config: Config, *, log_file: str | Path | None = None) -> SparkSession:
+    """The Spark session that foldin needs, made or reused.
+
+    Under spark-submit, master, memory and JARs are the submitter's; otherwise the session is local and Ivy brings
+    Delta's JARs (once, about 90 MB; later from its cache, without the network).
+
+    Args:
+        config: `[spark]` of it is applied last, so it wins.
+        log_file: where a local JVM's own output goes; by default to this process's stderr.
+
+    Raises:
+        PrerequisiteError: Python or Java is missing or of a version that Spark cannot use.
+    """
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    if not submitted:
+        check_prerequisites()
+        # Workers must run the interpreter that has numpy, not the first python3 on PATH.
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # local workers are children of this process
+
+    builder = SparkSession.builder.appName(config.spark.app_name)
+    settings = dict(_REQUIRED)
+    if not submitted:
+        builder = builder.master(config.spark.master)
+        cores = _local_cores(config.spark.master)
+        settings |= _LOCAL | {
+            "spark.sql.shuffle.partitions": str(cores),
+            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={conf_dir() / 'log4j2.properties'}",
+        }
+    for key, value in (settings | config.spark.conf).items():
+        builder = builder.config(key, value)
+    if submitted:
+        return builder.getOrCreate()
+    with _stderr_to(log_file):
+        return configure_spark_with_delta_pip(builder).getOrCreate()
+
+
+def _local_cores(master: str) -> int:
+    inside = master.partition("[")[2].partition("]")[0].partition(",")[0]
+    return int(inside) if inside.isdigit() else os.cpu_count() or 2
+
+
+@contextmanager
+def _stderr_to(log_file: str | Path | None) -> Iterator[None]:
+    """Let the JVM that is started here inherit `log_file` as its stderr.
+
+    Ivy prints a hundred lines and Spark's launcher a few before any logging configuration is read.
+    """
+    if log_file is None:
+        yield
+        return
+    Path(log_file).parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(log_file, "ab") as log:
+        os.dup2(log.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -1,0 +1,148 @@
+"""Where the tables lie, and the only ways to write to them.
+
+A table is a Delta table by path (under `tables.root`) or by name (`tables.catalog`). Every write is an
+append; one that belongs to a micro-batch or a promotion carries a transaction (application id, version) that
+Delta applies at most once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, DataFrameReader, SparkSession
+from pyspark.sql import functions as F
+
+from foldin.config import TablesConfig
+from foldin.schemas import TABLES, Position, TableSpec
+
+__all__ = ["Tables", "Transaction", "latest", "position_columns"]
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """An idempotent write: Delta skips it when `app_id` has committed `version` or a later one to the table."""
+
+    app_id: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one foldin installation."""
+
+    spark: SparkSession
+    root: str
+    catalog: str = ""
+    _locations: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, spark: SparkSession, config: TablesConfig) -> Tables:
+        """The configured tables, created where they are missing."""
+        tables = cls(spark, config.root.rstrip("/"), config.catalog)
+        for spec in TABLES:
+            tables._create(spec)
+        return tables
+
+    def path(self, *parts: str) -> str:
+        """A path under the root, for checkpoints and the like."""
+        return "/".join([self.root, *parts])
+
+    def name(self, spec: TableSpec) -> str:
+        """The table as SQL names it: catalog.schema.table, or delta.`path`."""
+        return f"{self.catalog}.{spec.name}" if self.catalog else f"delta.`{self.path(spec.name)}`"
+
+    def read(self, spec: TableSpec, *, version: int | None = None) -> DataFrame:
+        """The table now, or as of a Delta version."""
+        reader = self.spark.read
+        return self._load(reader if version is None else reader.option("versionAsOf", version), spec)
+
+    def stream(self, spec: TableSpec, **options: str | int | bool) -> DataFrame:
+        """The table as a Delta source; changes of committed rows (erasure, maintenance) are skipped."""
+        reader = self.spark.readStream.format("delta").option("skipChangeCommits", True)
+        reader = reader.options(**options)
+        return reader.table(self.catalog_name(spec)) if self.catalog else reader.load(self.path(spec.name))
+
+    def appended(self, spec: TableSpec, since: int, until: int) -> DataFrame:
+        """The rows appended by Delta versions `since` to `until`, both included (an empty range gives none)."""
+        if since > until:
+            return self.read(spec).limit(0)
+        reader = (
+            self.spark.read.option("readChangeFeed", True)
+            .option("startingVersion", since)
+            .option("endingVersion", until)
+        )
+        changes = self._load(reader, spec).where("_change_type = 'insert'")
+        return changes.drop("_change_type", "_commit_version", "_commit_timestamp")
+
+    def append(self, rows: DataFrame, spec: TableSpec, transaction: Transaction | None = None) -> None:
+        """Append `rows` (its columns by name), once if `transaction` is given."""
+        writer = rows.select(*spec.schema.names).write.format("delta").mode("append")
+        if transaction is not None:
+            writer = writer.option("txnAppId", transaction.app_id)
+            writer = writer.option("txnVersion", transaction.version)
+        if self.catalog:
+            writer.saveAsTable(self.catalog_name(spec))
+        else:
+            writer.save(self.path(spec.name))
+
+    def version(self, spec: TableSpec) -> int:
+        """The table's current Delta version."""
+        row = self.delta(spec).history(1).select("version").first()
+        assert row is not None  # a table has at least the version that created it
+        return int(row["version"])
+
+    def has_version(self, spec: TableSpec, version: int) -> bool:
+        """Whether the table's log has that commit: one look at a file name, no query."""
+        if spec.name not in self._locations:
+            row = self.delta(spec).detail().select("location").first()
+            assert row is not None
+            self._locations[spec.name] = row["location"]
+        jvm: Any = self.spark.sparkContext._jvm
+        path = jvm.org.apache.hadoop.fs.Path(f"{self._locations[spec.name]}/_delta_log/{version:020d}.json")
+        hadoop = self.spark._jsparkSession.sessionState().newHadoopConf()
+        return bool(path.getFileSystem(hadoop).exists(path))
+
+    def delta(self, spec: TableSpec) -> DeltaTable:
+        """Delta's own handle on the table."""
+        if self.catalog:
+            return DeltaTable.forName(self.spark, self.catalog_name(spec))
+        return DeltaTable.forPath(self.spark, self.path(spec.name))
+
+    def catalog_name(self, spec: TableSpec) -> str:
+        """catalog.schema.table"""
+        return f"{self.catalog}.{spec.name}"
+
+    def _load(self, reader: DataFrameReader, spec: TableSpec) -> DataFrame:
+        if self.catalog:
+            return reader.table(self.catalog_name(spec))
+        return reader.format("delta").load(self.path(spec.name))
+
+    def _create(self, spec: TableSpec) -> None:
+        builder = DeltaTable.createIfNotExists(self.spark).addColumns(spec.schema)
+        if self.catalog:
+            builder = builder.tableName(self.catalog_name(spec))
+        else:
+            builder = builder.location(self.path(spec.name))
+        if spec.partition_by:
+            builder = builder.partitionedBy(*spec.partition_by)
+        for key, value in spec.properties.items():
+            builder = builder.property(key, value)
+        builder.execute()
+
+
+def latest(rows: DataFrame) -> DataFrame:
+    """Of the rows of each (model_version, user_id), the one that includes most of `events`.
+
+    Ordered by the position that the row carries, never by a batch id or a clock: a replay, a restart or
+    a lost checkpoint cannot bring an older row to the front.
+    """
+    newest = F.max_by(F.struct("*"), F.struct("events_version", "events_index"))
+    return rows.groupBy("model_version", "user_id").agg(newest.alias("row")).select("row.*")
+
+
+def position_columns(rows: DataFrame, position: Position) -> DataFrame:
+    """`rows` with the two columns of the position that they include."""
+    version, index = (F.lit(n).cast("long") for n in (position.version, position.index))
+    return rows.withColumns({"events_version": version, "events_index": index})

@@ -1,0 +1,85 @@
+"""One Spark session a run, and small tables to try things on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+
+from foldin.config import Config, load_config
+from foldin.session import build_session
+from foldin.tables import Tables
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The real event logs: FOLDIN_DATA, or beside the checkout."""
+    folder = Path(os.environ.get("FOLDIN_DATA", ROOT.parent / "shared" / "data"))
+    assert folder.is_dir(), f"real event logs not found in {folder}: set FOLDIN_DATA"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """A local session with two cores and two shuffle partitions."""
+    folder = tmp_path_factory.mktemp("spark")
+    settings = {
+        "spark.sql.warehouse.dir": str(folder / "warehouse"),
+        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder}",
+        "spark.driver.memory": "3g",
+    }
+    sets = ["spark.master='local[2]'"] + [f"spark.conf.{key}={value}" for key, value in settings.items()]
+    session = build_session(load_config(sets=sets), log_file=folder / "spark.log")
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., Config]:
+    """A configuration whose tables and landing folder lie in the test's own folder, and a small model."""
+
+    def make(*sets: str) -> Config:
+        (tmp_path / "landing").mkdir(exist_ok=True)
+        small = ("train.rank=4", "train.iterations=3", "train.blocks=2")
+        places = (f"tables.root={tmp_path / 'tables'}", f"ingest.landing={tmp_path / 'landing'}")
+        return load_config(sets=[*places, *small, *sets])
+
+    return make
+
+
+@pytest.fixture
+def config(make_config: Callable[..., Config]) -> Config:
+    """The small configuration as it is."""
+    return make_config()
+
+
+@pytest.fixture
+def tables(spark: SparkSession, config: Config) -> Tables:
+    """Fresh tables in the test's own folder."""
+    return Tables.of(spark, config.tables)
+
+
+@pytest.fixture
+def events_frame(spark: SparkSession) -> Callable[..., DataFrame]:
+    """Rows of `events` from (event_id, user_id, item_id, event_type, value, "yyyy-mm-dd hh:mm:ss") tuples."""
+
+    def make(*rows: tuple[str, str, str, str, float | None, str]) -> DataFrame:
+        schema = "event_id string, user_id string, item_id string, event_type string, value double, at string"
+        return spark.createDataFrame(list(rows), schema).selectExpr(
+            "event_id",
+            "user_id",
+            "item_id",
+            "event_type",
+            "value",
+            "timestamp(at) as event_time",
+            "'test' as source_file",
+            "current_timestamp() as ingested_at",
+            "current_date() as ingest_date",
+        )
+
+    return make
