@@ -127,12 +127,14 @@ class Wheelhouse:
             work = Path(name)
             for part in ("have", "new", "tmp"):
                 (work / part).mkdir()
-            built = self.built()
-            wanted = {value for pin in pins for value in (*pin.hashes, *built.get(pin.key, ()))}
-            for wheel in self.wheels.glob("*.whl"):
-                if file_digest(wheel) in wanted:
-                    (work / "have" / wheel.name).symlink_to(wheel)
-            (work / "lock.txt").write_text(self.requirements(pins))
+            missing = self.lacking(pins, work / "have")
+            if not missing:
+                return
+            names = {pin.name for pin in missing}
+            size = " (pyspark alone has 430 MB)" if "pyspark" in names else ""
+            count = "1 package" if len(names) == 1 else f"{len(names)} packages"
+            say(f"fetching {count} into {self.wheels}{size}")
+            (work / "lock.txt").write_text(self.requirements(missing))
             # Wheels are built with the locked tools of .venv; a lock without tools (that of the
             # benchmarks) lets pip fetch what an archive asks for.
             has_tools = any(pin.name in BUILD_TOOLS for pin in pins)
@@ -152,6 +154,24 @@ class Wheelhouse:
             for wheel in sorted((work / "new").glob("*.whl")):
                 if not (work / "have" / wheel.name).exists():
                     self.add(wheel, pins)
+
+    def lacking(self, pins: Sequence[Pin], have: Path) -> list[Pin]:
+        """Link the undamaged wheels into `have`; return the pins that pip must still look for.
+
+        A wheel for any platform settles its pin. This is also what keeps pip from downloading and
+        building pyspark again: beside an archive that the index lists with its hash, pip does not
+        consider a wheel on disk. Whether another wheel suits this Python is for pip to say.
+        """
+        built = self.built()
+        owners = {value: pin for pin in pins for value in (*pin.hashes, *built.get(pin.key, ()))}
+        settled = set()
+        for wheel in self.wheels.glob("*.whl"):
+            pin = owners.get(file_digest(wheel))
+            if pin is not None:
+                (have / wheel.name).symlink_to(wheel)
+                if wheel.stem.endswith("-none-any"):
+                    settled.add(pin)
+        return [pin for pin in pins if pin not in settled]
 
     def add(self, wheel: Path, pins: Sequence[Pin]) -> None:
         value = file_digest(wheel)
@@ -205,7 +225,7 @@ def pip(
     if done.returncode != 0:
         lines = [line for line in done.stdout.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR")] or lines
-        raise SetupError("\n".join(["pip failed:", *errors[-12:]]))
+        raise SetupError("\n".join(errors[-12:]))
 
 
 def install(pins: Sequence[Pin], house: Wheelhouse, locks: Sequence[int]) -> None:
@@ -236,12 +256,17 @@ def install_or_fetch(pins: Sequence[Pin], house: Wheelhouse, lock: int) -> None:
         if waited:  # another checkout may just have fetched them
             with contextlib.suppress(SetupError):
                 return install(pins, house, [lock, cache_lock])
-        say(f"fetching packages into {house.wheels} (pyspark alone has 430 MB)")
         tools = [pin for pin in pins if pin.name in BUILD_TOOLS]
-        if tools:
-            house.fetch(tools, [lock, cache_lock])
-            install(tools, house, [lock, cache_lock])
-        house.fetch(pins, [lock, cache_lock])
+        try:
+            if tools:
+                house.fetch(tools, [lock, cache_lock])
+                install(tools, house, [lock, cache_lock])
+            house.fetch(pins, [lock, cache_lock])
+        except SetupError as failure:
+            raise SetupError(
+                f"{house.wheels} lacks packages, and pip cannot fetch them (is there a network? "
+                f"pip's own configuration is used):\n{failure}"
+            ) from failure
     return install(pins, house, [lock])
 
 
