@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from foldin.errors import InvalidInputError
 from foldin.kernels.types import Objective
 
 __all__ = ["ItemFactors", "prepare"]
+
+ROWS_AT_A_TIME = 16_384
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,30 @@ class ItemFactors:
     objective: Objective
     model_version: str
     item_ids: NDArray[np.str_] | None
+
+    @cached_property
+    def rotated(self) -> NDArray[np.float64]:
+        """(n_items, rank): Ỹ = Y Q, or Y in explicit mode, whose systems lack the Gramian.
+
+        In float64, since rounding Ỹ to float32 is itself an error that ill-conditioned models
+        magnify. Made when first needed, never shipped.
+        """
+        rotated = np.empty(self.factors.shape)
+        for start in range(0, self.n_items, ROWS_AT_A_TIME):
+            block = self.factors[start : start + ROWS_AT_A_TIME].astype(np.float64)
+            rotated[start : start + ROWS_AT_A_TIME] = (
+                block @ self.eigenvectors if self.objective.implicit_prefs else block
+            )
+        rotated.setflags(write=False)
+        return rotated
+
+    @cached_property
+    def largest_norm_squared(self) -> float:
+        """The largest |y|² of an item: the scale against which regularisation counts."""
+        return float(np.vecdot(self.factors, self.factors).max())
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "rotated"}
 
     @property
     def n_items(self) -> int:
@@ -64,8 +91,10 @@ def prepare(
     if ids is not None and ids.shape != (len(y),):
         raise InvalidInputError(f"item_ids has shape {ids.shape} for {len(y)} items")
     gramian = np.zeros((y.shape[1], y.shape[1]))
-    for start in range(0, len(y), 65_536):  # a float64 copy of all factors would double the peak
-        block = y[start : start + 65_536].astype(np.float64)
+    for start in range(
+        0, len(y), ROWS_AT_A_TIME
+    ):  # a float64 copy of all factors would double the peak
+        block = y[start : start + ROWS_AT_A_TIME].astype(np.float64)
         gramian += block.T @ block
     eigenvalues, eigenvectors = np.linalg.eigh(gramian)
     eigenvalues = np.maximum(eigenvalues, 0.0)  # rounding can push a zero below zero
