@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 __all__ = ["BLOCK_ELEMENTS", "groups_by_length"]
 
 BLOCK_ELEMENTS = 1 << 18
-"""Elements of the (users, rows, rank) block of a group: 1 MB in float32, which an L2 cache holds."""
+"""Elements of the (users, rows, rank) block of a group: 1 MB in float32, half of an L2 cache."""
 
 PADDING = 24_576
 """Padded elements that cost as much time as opening another group (about 150 µs of Python)."""
