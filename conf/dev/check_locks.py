@@ -43,9 +43,7 @@ def main() -> int:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     base = project["project"]["dependencies"]
-    found = complaints(
-        FOLDER / "requirements.lock", [*project["build-system"]["requires"], *base, *extras["dev"]]
-    )
+    found = complaints(FOLDER / "requirements.lock", [*project["build-system"]["requires"], *base, *extras["dev"]])
     if (FOLDER / "bench.lock").exists():
         found += complaints(FOLDER / "bench.lock", extras["bench"])
     for line in found:

@@ -41,10 +41,7 @@ GET_PYTHON = (
     "install one (Debian, Ubuntu: apt-get install python3.11 python3.11-venv; macOS: brew install "
     "python@3.11) or name one by make PYTHON=/path/to/python3"
 )
-GET_JAVA = (
-    "install one (Debian, Ubuntu: apt-get install openjdk-17-jre-headless; macOS: brew install "
-    "openjdk@17)"
-)
+GET_JAVA = "install one (Debian, Ubuntu: apt-get install openjdk-17-jre-headless; macOS: brew install openjdk@17)"
 
 
 def check_prerequisites(environ: Optional[Mapping[str, str]] = None) -> None:
@@ -90,13 +87,9 @@ def check_java(environ: Optional[Mapping[str, str]] = None) -> int:
     report = ask_java(java, origin, environ)
     major = java_major_version(report)
     if major is None:
-        raise PrerequisiteError(
-            "{} ({}) does not name its version as a Java does: {}".format(java, origin, wanted())
-        )
+        raise PrerequisiteError("{} ({}) does not name its version as a Java does: {}".format(java, origin, wanted()))
     if major not in JAVA_VERSIONS:
-        raise PrerequisiteError(
-            "Spark cannot use Java {} ({}, {}): {}".format(major, java, origin, wanted())
-        )
+        raise PrerequisiteError("Spark cannot use Java {} ({}, {}): {}".format(major, java, origin, wanted()))
     return major
 
 
@@ -107,9 +100,7 @@ def find_java(environ: Mapping[str, str]) -> Tuple[str, str]:
         java = os.path.join(home, "bin", "java")
         if not (os.path.isfile(java) and os.access(java, os.X_OK)):
             raise PrerequisiteError(
-                "JAVA_HOME is {}, where there is no bin/java: correct or unset it; {}".format(
-                    home, wanted()
-                )
+                "JAVA_HOME is {}, where there is no bin/java: correct or unset it; {}".format(home, wanted())
             )
         return java, "from JAVA_HOME"
     found = shutil.which("java", path=environ.get("PATH", os.defpath))
@@ -132,13 +123,9 @@ def ask_java(java: str, origin: str, environ: Mapping[str, str]) -> str:
     except (OSError, subprocess.SubprocessError) as failure:
         # A message of several lines would bury the one thing to know.
         reason = " ".join(str(failure).split())
-        raise PrerequisiteError(
-            "{} ({}) cannot be run ({}): {}".format(java, origin, reason, wanted())
-        ) from failure
+        raise PrerequisiteError("{} ({}) cannot be run ({}): {}".format(java, origin, reason, wanted())) from failure
     if answer.returncode != 0:  # macOS has a /usr/bin/java that only says that there is none
-        raise PrerequisiteError(
-            "{} ({}) fails with exit code {}: {}".format(java, origin, answer.returncode, wanted())
-        )
+        raise PrerequisiteError("{} ({}) fails with exit code {}: {}".format(java, origin, answer.returncode, wanted()))
     return answer.stdout.decode("utf-8", "replace")
 
 
@@ -158,9 +145,7 @@ def java_major_version(report: str) -> Optional[int]:
 def wanted() -> str:
     """Say which Java to get and how."""
     versions = " or ".join(str(version) for version in JAVA_VERSIONS)
-    return "foldin needs Java {}; {}, and let JAVA_HOME or PATH point to it".format(
-        versions, GET_JAVA
-    )
+    return "foldin needs Java {}; {}, and let JAVA_HOME or PATH point to it".format(versions, GET_JAVA)
 
 
 def dotted(version: Sequence[int]) -> str:
