@@ -234,7 +234,7 @@ def _apply_set(data: dict[str, Any], text: str) -> None:
 
 
 def _nearest(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """", did you mean ...?" with the nearest key of the section that `loc` points into."""
+    """ ", did you mean ...?" with the nearest key of the section that `loc` points into."""
     fields: dict[str, Any] = dict(model.model_fields)
     every = [f"{s}.{k}" for s, f in fields.items() for k in _keys(f.annotation)]
     for part in loc[:-1]:

@@ -52,7 +52,7 @@ def parse(rows: DataFrame, mapping: Mapping) -> DataFrame:
     options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _CORRUPT}
     if mapping.format == "csv":
         # A header names the columns that the mapping declares; a byte order mark may precede it.
-        header = F.regexp_replace("raw", "^\ufeff|[\"\\s]", "")
+        header = F.regexp_replace("raw", '^\ufeff|["\\s]', "")
         rows = rows.where(header != ",".join(c.replace(" ", "") for c in mapping.columns))
         record = F.from_csv("raw", schema, options)
         fault = f"expected {len(mapping.columns)} columns: {', '.join(mapping.columns)}"

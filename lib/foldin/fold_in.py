@@ -13,8 +13,8 @@ from foldin.config import Config
 from foldin.errors import StateMismatchError
 from foldin.histories import histories, slim
 from foldin.publishing import Publisher
-from foldin.schemas import EVENTS, Position, RECOMMENDATIONS, USER_FACTORS
-from foldin.streaming import Checkpoint, Offset, run
+from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position
+from foldin.streaming import Checkpoint, GracefulStop, Offset, run
 from foldin.tables import Tables, Transaction
 
 __all__ = ["FoldIn"]
@@ -32,12 +32,14 @@ class FoldIn:
     config: Config
     users: int = field(default=0, init=False)
     """Users published by this run."""
+    reached: Position | None = field(default=None, init=False)
+    """Position of `events` that this run's last batch included."""
 
     def __post_init__(self) -> None:
         self.publisher = Publisher(self.tables, self.config.recommend.top_n)
         self.checkpoint = Checkpoint(self.tables.spark, self.tables.path("_checkpoints", "fold_in"))
 
-    def run(self, *, once: bool) -> int:
+    def run(self, *, once: bool, stop: GracefulStop | None = None) -> int:
         """Fold everything that is there (`once`) or until a signal; the number of users published.
 
         Raises:
@@ -65,6 +67,7 @@ class FoldIn:
             name="fold_in",
             once=once,
             trigger_seconds=settings.fold_in.trigger_seconds,
+            stop=stop,
         )
         return self.users
 
@@ -78,7 +81,10 @@ class FoldIn:
         if version is None or offset.in_snapshot:
             # No model yet, or histories are still partial: take the events into the state, publish nothing.
             batch.write.format("noop").mode("overwrite").save()
-            log.info("batch %d: events up to %s taken into the state, nothing to publish yet", batch_id, offset.position)
+            self.reached = offset.position
+            log.info(
+                "batch %d: events up to %s taken into the state, nothing to publish yet", batch_id, offset.position
+            )
             return
         self._check_bound(version)
         if self._must_catch_up(batch_id, before, version):
@@ -90,6 +96,7 @@ class FoldIn:
             users = self.publisher.publish(batch, version, offset.position, transaction)
             kind = "folded"
         self.users += users
+        self.reached = offset.position
         log.info(
             "batch %d: %s users %s, events up to %s, %.2f s",
             batch_id, f"{users:,}", kind, offset.position, time.monotonic() - started,
@@ -139,8 +146,8 @@ class FoldIn:
         if definition.max_events > self.config.history.max_events_per_user or definition.types != mine:
             raise StateMismatchError(
                 f"model {version} was trained on histories of {definition.max_events} events of types "
-                f"{list(definition.types)}; this state holds {self.config.history.max_events_per_user} of {list(mine)}. "
-                "Train and fold in with the same [events] and [history]."
+                f"{list(definition.types)}; this state holds {self.config.history.max_events_per_user} "
+                f"of {list(mine)}. Train and fold in with the same [events] and [history]."
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -135,5 +136,6 @@ def user_strengths(
     return convert
 
 
-def _numbers(array: pa.Array) -> npt.NDArray[np.generic]:
-    return array.to_numpy(zero_copy_only=False)
+def _numbers(array: pa.Array) -> npt.NDArray[Any]:
+    numbers: npt.NDArray[Any] = array.to_numpy(zero_copy_only=False)
+    return numbers

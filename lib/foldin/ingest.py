@@ -16,7 +16,7 @@ from foldin.errors import AccountingError, ConfigError
 from foldin.events import judge, parse
 from foldin.mapping import Mapping
 from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE
-from foldin.streaming import Checkpoint, observed_rows, run
+from foldin.streaming import Checkpoint, GracefulStop, observed_rows, run
 from foldin.tables import Tables, Transaction
 
 __all__ = ["Account", "Ingest", "read_landing"]
@@ -95,7 +95,7 @@ class Ingest:
         self._last: tuple[int, Account] | None = None
         self._query: StreamingQuery | None = None
 
-    def run(self, *, once: bool) -> Account:
+    def run(self, *, once: bool, stop: GracefulStop | None = None) -> Account:
         """Ingest what has landed (`once`) or until a signal; the account of this run.
 
         Raises:
@@ -129,6 +129,7 @@ class Ingest:
             name="ingest",
             once=once,
             trigger_seconds=self.config.ingest.trigger_seconds,
+            stop=stop,
             on_start=lambda query: setattr(self, "_query", query),
         )
         self._verify()

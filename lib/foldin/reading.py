@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from foldin.config import load_config
 from foldin.registry import Registry
 from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, USER_FACTORS
+from foldin.session import build_session
 from foldin.tables import Tables, latest
 
 __all__ = [
     "UserRecommendations",
     "latest_recommendations",
     "latest_user_factors",
+    "open_tables",
     "popular_items",
     "recommendations_for",
 ]
@@ -28,6 +31,12 @@ class UserRecommendations:
     model_version: str
     items: tuple[tuple[str, float], ...]
     source: str
+
+
+def open_tables(root: str) -> Tables:
+    """The tables under a folder or URI, with a session to read them: for a first look or a notebook."""
+    config = load_config(sets=[f"tables.root={root}"])
+    return Tables.of(build_session(config), config.tables)
 
 
 def latest_user_factors(tables: Tables, model_version: str | None = None) -> DataFrame:

@@ -116,8 +116,8 @@ class Registry:
     def promote(self, model_version: str, caught_up: Position, *, reason: str, expected: Promotion | None) -> Promotion:
         """Make a version active, if `expected` is still the promotion in force (compare and set).
 
-        Delta applies a transaction id at most once and lets two writers of the same id conflict, so of two promoters that
-        saw the same state one wins and the other is told.
+        Delta applies a transaction id at most once and lets two writers of the same id conflict, so of two
+        promoters that saw the same state one wins and the other is told.
 
         Raises:
             PromotionConflictError: another promotion came first.
@@ -208,6 +208,6 @@ class Registry:
         )
 
     def _append(self, values: dict[str, Any], transaction: Transaction | None = None) -> None:
-        row = {name: None for name in MODELS.schema.names} | {"by": getpass.getuser()} | values
+        row = dict.fromkeys(MODELS.schema.names) | {"by": getpass.getuser()} | values
         frame = self.tables.spark.createDataFrame([row], MODELS.schema)
         self.tables.append(frame.withColumn("at", F.current_timestamp()), MODELS, transaction)

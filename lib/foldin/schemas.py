@@ -80,9 +80,7 @@ def _columns(*columns: tuple[str, DataType, str]) -> StructType:
     return StructType([StructField(n, kind, True, {"comment": about}) for n, kind, about in columns])
 
 
-_LIST = ArrayType(
-    StructType([StructField("item_id", StringType()), StructField("score", FloatType())])
-)
+_LIST = ArrayType(StructType([StructField("item_id", StringType()), StructField("score", FloatType())]))
 
 _INGEST_STAMPS = (
     ("source_file", StringType(), "file (or topic) that the row came from"),

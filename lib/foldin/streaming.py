@@ -178,14 +178,15 @@ def run(
     name: str,
     once: bool,
     trigger_seconds: float,
+    stop: GracefulStop | None = None,
     on_start: Callable[[StreamingQuery], None] = lambda _: None,
 ) -> None:
-    """Run a query to its end: all that is there (`once`), or until SIGTERM or SIGINT.
+    """Run a query to its end: all that is there (`once`), or until SIGTERM, SIGINT or `stop`.
 
     Raises:
         FoldinError: what `process` raised, or the query's own failure in one line.
     """
-    stop = GracefulStop()
+    stop = stop or GracefulStop()
     failure: list[FoldinError] = []
 
     def guarded(batch: DataFrame, batch_id: int) -> None:

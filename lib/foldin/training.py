@@ -146,9 +146,7 @@ def train(tables: Tables, config: Config, *, activate: bool = True) -> Trained:
     return Trained(version, row["users"], row["items"], row["events"], row["parity"], row["seconds"])
 
 
-def _item_rows(
-    model: ALSModel, items: DataFrame, events: DataFrame, strengths: DataFrame, version: str
-) -> DataFrame:
+def _item_rows(model: ALSModel, items: DataFrame, events: DataFrame, strengths: DataFrame, version: str) -> DataFrame:
     names = events.select("item_id").distinct().withColumn("item", F.xxhash64("item_id")).persist()
     clash = names.groupBy("item").agg(F.collect_list("item_id").alias("ids")).where(F.size("ids") > 1).first()
     if clash is not None:
