@@ -39,8 +39,8 @@ test: setup ## Run the tests but the slow kinds; MARKERS=chaos (cluster, kafka, 
 	@$(PY) -m pytest -m "$(MARKERS)" $(ARGS)
 
 check: setup ## Lint, check format and types, compare the locks with pyproject.toml
-	@$(PY) -m ruff check lib jobs tests conf/dev
-	@$(PY) -m ruff format --check lib jobs tests conf/dev
+	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests conf/dev
+	@$(PY) -m ruff format --check --output-format concise lib jobs tests conf/dev
 	@$(PY) -m mypy --strict lib
 	@$(PY) conf/dev/check_locks.py
 

@@ -88,6 +88,11 @@ def read_lock(path: Path) -> list[Pin]:
     return pins
 
 
+def lock_digest(path: Path) -> str:
+    """Digest of what a lock asks for, whatever its comments say."""
+    return digest("\n".join(pin.line({}) for pin in read_lock(path)).encode())
+
+
 def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -294,7 +299,7 @@ def set_up(extra: Sequence[Path], python_is_asked_for: bool) -> None:
         "root": str(ROOT),
         "python": version(),
         "project": project_digest(),
-        "locks": {path.name: digest(path.read_bytes()) for path in paths},
+        "locks": {path.name: lock_digest(path) for path in paths},
     }
     if fits(read_stamp(), wanted, python_is_asked_for):
         return
