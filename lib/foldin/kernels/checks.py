@@ -13,9 +13,7 @@ from foldin.kernels.types import UNKNOWN, Histories, name_user
 __all__ = ["check_histories"]
 
 
-def check_histories(
-    items: ItemFactors, histories: Histories, user_ids: Sequence[str] | None
-) -> None:
+def check_histories(items: ItemFactors, histories: Histories, user_ids: Sequence[str] | None) -> None:
     """Raise InvalidInputError for the first row that does not fit the model or is not a number."""
     if user_ids is not None and len(user_ids) != histories.n_users:
         raise InvalidInputError(f"{len(user_ids)} user_ids for {histories.n_users} users")

@@ -16,9 +16,7 @@ PADDING = 24_576
 """Padded elements that cost as much time as opening another group (about 150 µs of Python)."""
 
 
-def groups_by_length(
-    lengths: NDArray[np.int64], rank: int
-) -> Iterator[tuple[NDArray[np.intp], int]]:
+def groups_by_length(lengths: NDArray[np.int64], rank: int) -> Iterator[tuple[NDArray[np.intp], int]]:
     """Positions of users with `lengths` above 0 and the length to pad them to, longest first.
 
     A group grows while the rows that it pads cost less than another group would: so a large batch

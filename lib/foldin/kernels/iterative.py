@@ -76,9 +76,7 @@ def solve_iteratively(
     x: Floats = np.zeros_like(group.d)
     solved = np.zeros(len(norms), dtype=np.bool_)
     for sweep in range(MAX_PASSES):
-        dz, reached = conjugate_gradients(
-            system.apply, residual.astype(work.dtype), aim.astype(work.dtype)
-        )
+        dz, reached = conjugate_gradients(system.apply, residual.astype(work.dtype), aim.astype(work.dtype))
         stuck = ~(reached <= 1.001 * aim)  # so that NaN is stuck too; aim was rounded
         z += dz
         if sweep == 0:

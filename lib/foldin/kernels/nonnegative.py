@@ -46,9 +46,7 @@ def solve_nonnegative(
         b = np.empty((len(users), rank))
         for i, user in enumerate(users):
             rows = slice(indptr[user], indptr[user + 1])
-            a[i], b[i] = normal_equations_in_blocks(
-                items, histories.indices[rows], histories.strengths[rows]
-            )
+            a[i], b[i] = normal_equations_in_blocks(items, histories.indices[rows], histories.strengths[rows])
             if b[i].any():
                 name = name_user(int(user), user_ids)
                 check_regular(a[i], name, items.objective.reg_param)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,9 @@ class ItemFactors:
     objective: Objective
     model_version: str
     item_ids: NDArray[np.str_] | None
+    """(n_items,) or None."""
+    path: str | None = None
+    """The file that the arrays are mapped from; it is shipped in place of them."""
 
     @cached_property
     def rotated(self) -> NDArray[np.float64]:
@@ -54,8 +58,19 @@ class ItemFactors:
         """The largest |y|² of an item: the scale against which regularisation counts."""
         return float(np.vecdot(self.factors, self.factors).max())
 
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "rotated"}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ship the arrays without what each worker can make, or just the path of a mapped file."""
+        if self.path is not None:
+            from foldin.kernels.cache import load  # which imports this module
+
+            return load, (self.path,)
+        return _frozen, tuple(getattr(self, field.name) for field in fields(self))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a worker holds: the factors, in float32 and rotated, and the ids."""
+        ids = 0 if self.item_ids is None else self.item_ids.nbytes
+        return self.factors.nbytes * 3 + self.gramian.nbytes * 2 + ids
 
     @property
     def n_items(self) -> int:
@@ -91,13 +106,17 @@ def prepare(
     if ids is not None and ids.shape != (len(y),):
         raise InvalidInputError(f"item_ids has shape {ids.shape} for {len(y)} items")
     gramian = np.zeros((y.shape[1], y.shape[1]))
-    for start in range(
-        0, len(y), ROWS_AT_A_TIME
-    ):  # a float64 copy of all factors would double the peak
+    for start in range(0, len(y), ROWS_AT_A_TIME):  # a float64 copy of all factors would double the peak
         block = y[start : start + ROWS_AT_A_TIME].astype(np.float64)
         gramian += block.T @ block
     eigenvalues, eigenvectors = np.linalg.eigh(gramian)
     eigenvalues = np.maximum(eigenvalues, 0.0)  # rounding can push a zero below zero
-    for array in (y, gramian, eigenvalues, eigenvectors, *(() if ids is None else (ids,))):
-        array.setflags(write=False)
-    return ItemFactors(y, gramian, eigenvalues, eigenvectors, objective, model_version, ids)
+    return _frozen(y, gramian, eigenvalues, eigenvectors, objective, model_version, ids)
+
+
+def _frozen(*parts: Any) -> ItemFactors:
+    """ItemFactors whose arrays refuse writes; pickle does not keep that."""
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            part.setflags(write=False)
+    return ItemFactors(*parts)

@@ -67,8 +67,7 @@ def fold_in_reference(
             continue  # the minimum is at 0 whatever A is: no positive row, or none at all
         if np.linalg.matrix_rank(a, hermitian=True) < items.rank:
             raise SingularSystemError(
-                f"{name_user(u, user_ids)}: the normal equations are singular with "
-                f"regParam {items.objective.reg_param}"
+                f"{name_user(u, user_ids)}: the normal equations are singular with regParam {items.objective.reg_param}"
             )
         x[u] = nnls(a, b) if items.objective.nonnegative else np.linalg.solve(a, b)
     return x

@@ -137,11 +137,15 @@ class Primal:
         return np.subtract(self.rhs, r, out=r)
 
 
-def solve_directly(group: Group) -> Floats:
-    """(users, rank): x̃ by LAPACK in float64, from the smaller of the two shapes."""
+def solve_directly(group: Group, spare: Float64s | None = None) -> Floats:
+    """(users, rank): x̃ by LAPACK in float64, from the smaller of the two shapes.
+
+    spare: an array of the shape of group.y to work in.
+    """
     n, rank = group.y.shape[1:]
     if n <= rank:
-        m = np.matmul(group.y / group.d[:, None, :], group.y.transpose(0, 2, 1))
+        divided = np.multiply(group.y, (1.0 / group.d)[:, None, :], out=spare)
+        m = np.matmul(divided, group.y.transpose(0, 2, 1))
         m *= group.root_w[:, :, None]
         m *= group.root_w[:, None, :]
         m.reshape(len(m), -1)[:, :: n + 1] += 1.0
@@ -149,7 +153,7 @@ def solve_directly(group: Group) -> Floats:
         x = weighted_sum(group.root_w * z, group.y)
         x /= group.d
         return x
-    scaled = group.y * group.root_w[:, :, None]
+    scaled = np.multiply(group.y, group.root_w[:, :, None], out=spare)
     a = np.matmul(scaled.transpose(0, 2, 1), scaled)
     a.reshape(len(a), -1)[:, :: rank + 1] += group.d
     b = weighted_sum(group.c_over_root_w, scaled)
