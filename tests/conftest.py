@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from foldin.config import Config, load_config
+from foldin.schemas import EVENTS
 from foldin.session import build_session
 from foldin.tables import Tables
+from foldin.training import train
+from world import initial_rows
 
 ROOT = Path(__file__).parents[1]
+SMALL = ("train.rank=4", "train.iterations=3", "train.blocks=2", "recommend.top_n=3")
 
 
 @pytest.fixture(scope="session")
@@ -45,9 +51,8 @@ def make_config(tmp_path: Path) -> Callable[..., Config]:
 
     def make(*sets: str) -> Config:
         (tmp_path / "landing").mkdir(exist_ok=True)
-        small = ("train.rank=4", "train.iterations=3", "train.blocks=2")
         places = (f"tables.root={tmp_path / 'tables'}", f"ingest.landing={tmp_path / 'landing'}")
-        return load_config(sets=[*places, *small, *sets])
+        return load_config(sets=[*places, *SMALL, *sets])
 
     return make
 
@@ -64,22 +69,44 @@ def tables(spark: SparkSession, config: Config) -> Tables:
     return Tables.of(spark, config.tables)
 
 
+EventRow = tuple[str, str, str, str, float | None, str]
+
+
+def events_of(spark: SparkSession, *rows: EventRow) -> DataFrame:
+    """Rows of `events` from (event_id, user_id, item_id, event_type, value, time) tuples."""
+    schema = "event_id string, user_id string, item_id string, event_type string, value double, at string"
+    return spark.createDataFrame(list(rows), schema).selectExpr(
+        "event_id",
+        "user_id",
+        "item_id",
+        "event_type",
+        "value",
+        "timestamp(at) as event_time",
+        "'test' as source_file",
+        "current_timestamp() as ingested_at",
+        "current_date() as ingest_date",
+    )
+
+
 @pytest.fixture
 def events_frame(spark: SparkSession) -> Callable[..., DataFrame]:
-    """Rows of `events` from (event_id, user_id, item_id, event_type, value, "yyyy-mm-dd hh:mm:ss") tuples."""
+    """Rows of `events` from (event_id, user_id, item_id, event_type, value, "yyyy-mm-dd hh:mm:ss")."""
+    return partial(events_of, spark)
 
-    def make(*rows: tuple[str, str, str, str, float | None, str]) -> DataFrame:
-        schema = "event_id string, user_id string, item_id string, event_type string, value double, at string"
-        return spark.createDataFrame(list(rows), schema).selectExpr(
-            "event_id",
-            "user_id",
-            "item_id",
-            "event_type",
-            "value",
-            "timestamp(at) as event_time",
-            "'test' as source_file",
-            "current_timestamp() as ingested_at",
-            "current_date() as ingest_date",
-        )
 
-    return make
+@pytest.fixture(scope="session")
+def trained_root(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables with the small world's events and one active model; tests work on copies."""
+    root = tmp_path_factory.mktemp("world") / "tables"
+    config = load_config(sets=[f"tables.root={root}", *SMALL])
+    tables = Tables.of(spark, config.tables)
+    tables.append(events_of(spark, *initial_rows()), EVENTS)
+    train(tables, config)
+    return root
+
+
+@pytest.fixture
+def world(spark: SparkSession, trained_root: Path, tmp_path: Path, config: Config) -> Tables:
+    """A copy of the small world: events, one active model, no checkpoint yet."""
+    shutil.copytree(trained_root, tmp_path / "tables")
+    return Tables.of(spark, config.tables)

@@ -154,7 +154,8 @@ def run_demo(
     trained = train(tables, config)
     say(
         f"trained {trained.model_version} on {trained.events:,} events: {trained.users:,} users, "
-        f"{trained.items:,} items, rank {config.train.rank}, {trained.seconds:.0f} s; fold-in equals MLlib within {trained.parity:.0e}"
+        f"{trained.items:,} items, rank {config.train.rank}, {trained.seconds:.0f} s; "
+        f"fold-in equals MLlib within {trained.parity:.0e}"
     )
 
     (regular, more), (newcomer, first) = staged.regular, staged.newcomer
