@@ -157,9 +157,16 @@ class _Solver:
         else:
             work = self.spare.view(np.float32)[: group.y.size].reshape(group.y.shape)
             np.copyto(work, group.y, casting="same_kind")
+        lengths = self.lengths[users]
         x, solved = solve_iteratively(group, work, tolerance, refine=self.precision != "float32")
-        if not solved.all():
-            x[~solved] = solve_directly(group.only(~solved))
+        # A short history is the better conditioned in its dual form, which padding may hide.
+        short = lengths <= self.items.rank
+        for left in (~solved & short, ~solved & ~short):
+            if left.any():
+                try:
+                    x[left] = solve_directly(group.only(left, int(lengths[left].max())))
+                except np.linalg.LinAlgError:
+                    x[left] = np.nan  # one of them is singular: one by one it is found out which
         return x
 
     def _gather(self, users: NDArray[np.intp], n: int) -> Group:

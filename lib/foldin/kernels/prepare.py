@@ -97,7 +97,8 @@ def prepare(
     given = np.asarray(factors)
     if given.ndim != 2 or 0 in given.shape:
         raise InvalidInputError(f"factors must be 2D and not empty (found shape {given.shape})")
-    y = np.array(given, dtype=np.float32, order="C")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinity below
+        y = np.array(given, dtype=np.float32, order="C")
     bad = np.argwhere(~np.isfinite(y))
     if len(bad):
         row, column = bad[0]

@@ -41,9 +41,14 @@ class Group:
     c_over_root_w: Float64s
     """(users, n): W^-½ c."""
 
-    def only(self, users: NDArray[np.bool_]) -> Group:
-        """The group of the chosen users."""
-        return Group(self.y[users], self.d[users], self.root_w[users], self.c_over_root_w[users])
+    def only(self, users: NDArray[np.bool_], n: int) -> Group:
+        """The group of the chosen users, whose rows after the first n are padding."""
+        return Group(
+            self.y[users, :n],
+            self.d[users],
+            self.root_w[users, :n],
+            self.c_over_root_w[users, :n],
+        )
 
 
 def weighted_sum(weights: Floats, y: Floats) -> Floats:

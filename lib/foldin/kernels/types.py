@@ -64,7 +64,7 @@ class Histories:
             if name != "strengths" and array.size and not np.issubdtype(array.dtype, np.integer):
                 raise InvalidInputError(f"{name} must hold integers (found {array.dtype})")
             if array.dtype != dtype:
-                # Out of range turns into inf here and is refused by name_user's callers.
+                # What float32 cannot hold turns into inf, which the kernels refuse by user.
                 with np.errstate(over="ignore"):
                     array = array.astype(dtype)
             object.__setattr__(self, name, np.ascontiguousarray(array))
@@ -90,7 +90,7 @@ class Histories:
         return cls(
             np.concatenate(([0], np.cumsum(lengths, dtype=np.int64))).astype(np.int64),
             np.array([item for item, _ in flat], dtype=np.int32),
-            np.array([strength for _, strength in flat], dtype=np.float32),
+            np.array([strength for _, strength in flat], dtype=np.float64),
         )
 
 
