@@ -19,7 +19,7 @@ from foldin.training import train
 from world import initial_rows
 
 ROOT = Path(__file__).parents[1]
-SMALL = ("train.rank=4", "train.iterations=3", "train.blocks=2", "recommend.top_n=3")
+SMALL = ("train.rank=2", "train.iterations=5", "train.blocks=2", "recommend.top_n=3")
 
 
 @pytest.fixture(scope="session")

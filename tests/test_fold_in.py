@@ -268,7 +268,7 @@ def test_a_user_whose_factors_are_zero_gets_popular_items_marked_as_such(world, 
     assert len(rows["stranger"]["items"]) == 3
     scores = [item["score"] for item in rows["stranger"]["items"]]
     assert scores == sorted(scores, reverse=True)
-    assert scores[0] == 9.0  # nine users have i0: eight of its taste and u0
+    assert scores[0] == 9.0  # eight users have each item, and u0 has i4 beside
     assert rows["fan"]["source"] == "als"
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from delta.tables import DeltaTable
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 
@@ -51,7 +52,9 @@ class Tables:
 
     def name(self, spec: TableSpec) -> str:
         """The table as SQL names it: catalog.schema.table, or delta.`path`."""
-        return f"{self.catalog}.{spec.name}" if self.catalog else f"delta.`{self.path(spec.name)}`"
+        if self.catalog:
+            return self.catalog_name(spec)
+        return "delta.`" + self.path(spec.name).replace("`", "``") + "`"
 
     def read(self, spec: TableSpec, *, version: int | None = None) -> DataFrame:
         """The table now, or as of a Delta version."""
@@ -89,26 +92,20 @@ class Tables:
 
     def version(self, spec: TableSpec) -> int:
         """The table's current Delta version."""
-        row = self.delta(spec).history(1).select("version").first()
+        row = self.spark.sql(f"describe history {self.name(spec)} limit 1").first()
         assert row is not None  # a table has at least the version that created it
         return int(row["version"])
 
     def has_version(self, spec: TableSpec, version: int) -> bool:
         """Whether the table's log has that commit: one look at a file name, no query."""
         if spec.name not in self._locations:
-            row = self.delta(spec).detail().select("location").first()
+            row = self.spark.sql(f"describe detail {self.name(spec)}").first()
             assert row is not None
             self._locations[spec.name] = row["location"]
         jvm: Any = self.spark.sparkContext._jvm
         path = jvm.org.apache.hadoop.fs.Path(f"{self._locations[spec.name]}/_delta_log/{version:020d}.json")
         hadoop = self.spark._jsparkSession.sessionState().newHadoopConf()
         return bool(path.getFileSystem(hadoop).exists(path))
-
-    def delta(self, spec: TableSpec) -> DeltaTable:
-        """Delta's own handle on the table."""
-        if self.catalog:
-            return DeltaTable.forName(self.spark, self.catalog_name(spec))
-        return DeltaTable.forPath(self.spark, self.path(spec.name))
 
     def catalog_name(self, spec: TableSpec) -> str:
         """catalog.schema.table"""
@@ -120,16 +117,30 @@ class Tables:
         return reader.format("delta").load(self.path(spec.name))
 
     def _create(self, spec: TableSpec) -> None:
-        builder = DeltaTable.createIfNotExists(self.spark).addColumns(spec.schema)
         if self.catalog:
-            builder = builder.tableName(self.catalog_name(spec))
-        else:
-            builder = builder.location(self.path(spec.name))
-        if spec.partition_by:
-            builder = builder.partitionedBy(*spec.partition_by)
+            self._create_by_name(spec)
+            return
+        builder = DeltaTable.createIfNotExists(self.spark).addColumns(spec.schema)
+        builder = builder.location(self.path(spec.name)).partitionedBy(*spec.partition_by)
         for key, value in spec.properties.items():
             builder = builder.property(key, value)
         builder.execute()
+
+    def _create_by_name(self, spec: TableSpec) -> None:
+        """Delta's own builder takes schema.table, but not catalog.schema.table."""
+        name = self.catalog_name(spec)
+        if self.spark.catalog.tableExists(name):
+            return
+        writer = self.spark.createDataFrame([], spec.schema).writeTo(name).using("delta")
+        if spec.partition_by:
+            writer = writer.partitionedBy(*[F.col(column) for column in spec.partition_by])
+        for key, value in spec.properties.items():
+            writer = writer.tableProperty(key, value)
+        try:
+            writer.create()
+        except AnalysisException:
+            if not self.spark.catalog.tableExists(name):  # else another job was faster
+                raise
 
 
 def latest(rows: DataFrame) -> DataFrame:

@@ -68,7 +68,7 @@ def plain(rows, *, half_life_us, oldest_us, max_events, log1p, explicit):
             if WEIGHTS[kind] == 0:
                 continue
             if explicit:
-                sums[item] = WEIGHTS[kind] * value
+                sums[item] = value
             else:
                 decay = 2.0 ** (-(mine[-1][1] - time) / half_life_us)
                 sums[item] = sums.get(item, 0.0) + WEIGHTS[kind] * value * decay

@@ -61,7 +61,7 @@ def user_items(
         oldest_us: events before this time do not count; None: all do.
         max_events: only this many of a user's most recent events count, by (time, event).
         log1p: f(s) = sign(s) * log(1 + |s|) instead of s.
-        explicit: the value of the last event of the pair, times its weight, instead of a sum.
+        explicit: the last rating, that is the value of the pair's last event of a type with a weight, not a sum.
     """
     time, event = time.astype(np.int64, copy=False), event.astype(np.int64, copy=False)
     order = np.lexsort((event, time, user))
@@ -88,7 +88,7 @@ def user_items(
     starts = np.flatnonzero(first)
     if explicit:
         last = np.append(starts[1:], user.size)[: starts.size] - 1
-        strength = (weight * value)[pairs][last]
+        strength = value[pairs][last]
         said = np.ones(starts.size, dtype=bool)
     else:
         terms = (weight * value * decay)[pairs]
