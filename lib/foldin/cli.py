@@ -52,7 +52,7 @@ def run_job(body: Callable[[Job], None], options: argparse.ArgumentParser, argv:
         spark = build_session(config)
         body(Job(parsed, config, mapping, spark, Tables.of(spark, config.tables)))
     except FoldinError as error:
-        print(f"foldin: {error}", file=sys.stderr)
+        print(f"foldin: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     return 0
 
@@ -61,3 +61,5 @@ def setup_logging() -> None:
     """Progress lines on stderr, one an event worth knowing."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("foldin").setLevel(logging.INFO)
+    # Spark's own copy, as a page of JSON, of errors that we report in one line.
+    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)

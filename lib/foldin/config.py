@@ -6,9 +6,10 @@ overlay it, in this order. An error names the key, the value, the rule and the n
 
 from __future__ import annotations
 
+import copy
 import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -37,9 +38,9 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """A table of the TOML file: frozen, and an unknown key is an error."""
+    """A table of the TOML file: frozen, an unknown key is an error, and nothing is guessed (true is not 1)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class TablesConfig(Section):
@@ -52,9 +53,9 @@ class TablesConfig(Section):
 class EventsConfig(Section):
     weights: dict[str, float] = Field(min_length=1, max_length=127)
     """Weight of one event of each type in strength(user, item)."""
-    value_required: tuple[str, ...]
+    value_required: tuple[str, ...] = Field(strict=False)
     """Event types that are quarantined without a value."""
-    max_future_minutes: float = Field(ge=0, allow_inf_nan=False)
+    max_future_minutes: float = Field(ge=0, le=60 * 24 * 366 * 100, allow_inf_nan=False)
     """How far an event_time may lie ahead of the clock of ingest, in minutes."""
 
     @field_validator("weights")
@@ -126,6 +127,14 @@ class SparkConfig(Section):
     master: str = Field(min_length=1)
     conf: dict[str, str]
 
+    @field_validator("conf", mode="before")
+    @classmethod
+    def _as_text(cls, conf: Any) -> Any:
+        """Spark's settings are text; TOML's numbers and booleans become what Spark writes for them."""
+        if not isinstance(conf, Mapping):
+            return conf
+        return {key: _spark_text(value) for key, value in conf.items()}
+
 
 class Config(Section):
     """Everything that foldin can be told."""
@@ -151,6 +160,7 @@ def load_config(
     sets: Iterable[str] = (),
     *,
     settings: Mapping[str, Any] | None = None,
+    settings_source: str = "settings",
 ) -> Config:
     """The embedded default, overlaid by `settings` (of a mapping file), `file` and `sets`.
 
@@ -158,17 +168,23 @@ def load_config(
         file: a TOML file with the keys that differ.
         sets: "section.key=value" strings; the value is TOML, or else taken as a string.
         settings: an already parsed overlay, such as a mapping file's `[settings]`.
+        settings_source: what an error in `settings` is said to come from.
 
     Raises:
-        ConfigError: names the key, the value, the rule and the nearest known key.
+        ConfigError: names the source, the key, the value, the rule and the nearest known key.
     """
-    data = read_toml(conf_dir() / "local.toml")
-    _overlay(data, settings or {})
+    default = conf_dir() / "local.toml"
+    layers: list[tuple[str, Mapping[str, Any]]] = [(str(default), read_toml(default))]
+    if settings:
+        layers.append((settings_source, settings))
     if file is not None:
-        _overlay(data, read_toml(file))
+        layers.append((str(file), read_toml(file)))
+    data: dict[str, Any] = {}
+    for _, layer in layers:
+        _overlay(data, layer)
     for text in sets:
-        _apply_set(data, text)
-    return validate(Config, data, source=str(file) if file else "configuration")
+        layers.append(("--set", _apply_set(data, text)))
+    return validate(Config, data, source="configuration", layers=layers)
 
 
 def read_toml(file: str | Path) -> dict[str, Any]:
@@ -185,8 +201,18 @@ def read_toml(file: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not TOML: {error}") from error
 
 
-def validate(model: type[M], data: Mapping[str, Any], *, source: str) -> M:
-    """`data` as `model`, or one ConfigError that lists every broken rule, a line each.
+def validate(
+    model: type[M],
+    data: Mapping[str, Any],
+    *,
+    source: str,
+    layers: Sequence[tuple[str, Mapping[str, Any]]] = (),
+) -> M:
+    """`data` as `model`, or one ConfigError that lists every broken rule.
+
+    Args:
+        source: what an error is said to come from ...
+        layers: ... unless one of these (name, overlay), of which `data` is made, holds the key; the last one counts.
 
     Raises:
         ConfigError: names the key, the value, the rule and, for an unknown key, the nearest known one.
@@ -194,36 +220,57 @@ def validate(model: type[M], data: Mapping[str, Any], *, source: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = []
+        lines: dict[str, list[str]] = {}
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
-                lines.append(f"unknown key {key} = {item['input']!r}{_nearest(model, item['loc'])}")
+                line = f"unknown key {key} = {item['input']!r}{_nearest(model, item['loc'])}"
             elif item["type"] == "missing":
-                lines.append(f"missing key {key}")
+                line = f"missing key {key}"
             else:
                 rule = item["msg"].removeprefix("Value error, ")
-                lines.append(f"{key} = {item['input']!r}: {rule[0].lower()}{rule[1:]}")
-        raise ConfigError(f"{source}: " + "; ".join(lines)) from error
+                # A rule over a whole section names its keys itself.
+                value = "" if isinstance(item["input"], Mapping) else f" = {item['input']!r}"
+                line = f"{key}{value}: {rule[0].lower()}{rule[1:]}"
+            found = [name for name, layer in layers if _holds(layer, item["loc"])]
+            lines.setdefault(found[-1] if found else source, []).append(line)
+        raise ConfigError("; ".join(f"{name}: {'; '.join(said)}" for name, said in lines.items())) from error
+
+
+def _holds(layer: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:
+    target: Any = layer
+    for part in loc:
+        if not isinstance(target, Mapping) or part not in target:
+            return not isinstance(target, Mapping)  # a plain value where the model has a table
+        target = target[part]
+    return True
+
+
+def _spark_text(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
 
 
 def _overlay(base: dict[str, Any], over: Mapping[str, Any]) -> None:
     """Sections merge; a value within a section, be it a table such as `weights`, is replaced whole."""
     for section, values in over.items():
+        values = copy.deepcopy(values)  # `base` is changed in place by --set, `over` is somebody else's
         if isinstance(values, Mapping) and isinstance(base.get(section), dict):
             base[section] = {**base[section], **values}
         else:
             base[section] = values
 
 
-def _apply_set(data: dict[str, Any], text: str) -> None:
+def _apply_set(data: dict[str, Any], text: str) -> dict[str, Any]:
+    """Change `data` by one "section.key=value"; the change alone, as an overlay."""
     path, equals, value = text.partition("=")
     keys = [key.strip() for key in path.split(".", 2)]
     if not equals or len(keys) < 2 or not all(keys):
         raise ConfigError(f"--set {text!r}: expected section.key=value, such as train.rank=64")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        (parsed,) = tomllib.loads(f"value = {value}").values()
+    except ValueError:  # not TOML, or TOML of several lines
         parsed = value.strip()
     target: Any = data
     for key in keys[:-1]:
@@ -231,6 +278,10 @@ def _apply_set(data: dict[str, Any], text: str) -> None:
         if not isinstance(target, dict):
             raise ConfigError(f"--set {text!r}: {key} is a value, not a section")
     target[keys[-1]] = parsed
+    change: Any = parsed
+    for key in reversed(keys):
+        change = {key: change}
+    return dict(change)
 
 
 def _nearest(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:

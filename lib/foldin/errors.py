@@ -6,6 +6,7 @@ configuration (never retry) from a refused state (a person must decide) or a fai
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PrerequisiteError",
     "SingularSystemError",
     "StateMismatchError",
+    "reason_of",
 ]
 
 
@@ -66,3 +68,15 @@ class InvalidInputError(FoldinError, ValueError):
     """A number or shape handed to a kernel has no defined answer (NaN, infinity, out of range)."""
 
     exit_code: ClassVar[int] = 7
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in one line: of the pages that Spark or a py4j error prints, the line that says why."""
+    text = str(error)
+    # The innermost error class is the cause; these two only say that a query failed.
+    said = re.findall(r"\[(?!STREAM_FAILED|FOREACH_BATCH)[A-Z][A-Z0-9_.]{3,}\] [^\n]*", text)
+    said += re.findall(r"(?:Lost task|Caused by:)[^\n]*?([\w.$]+(?:Exception|Error): [^\n]+)", text)[-1:]
+    said += re.findall(r"^: ([\w.$]+: [^\n]+)", text, re.MULTILINE)  # py4j puts the Java error on a second line
+    said += [line for line in text.splitlines() if line.strip()]
+    line = " ".join(said[0].split()) if said else type(error).__name__
+    return re.sub(r"[;,.]?( SQLSTATE: \w+)+[;.]?( line \d+ pos \d+)?;?$", "", line)

@@ -7,21 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyspark.sql import Column, DataFrame
+from pyspark.errors import PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    ArrayType,
+    DataType,
+    DateType,
+    MapType,
+    StringType,
+    StructType,
+    TimestampNTZType,
+    TimestampType,
+    VariantType,
+)
 
 from foldin.config import EventsConfig
+from foldin.errors import ConfigError, reason_of
 from foldin.mapping import Mapping
 
-__all__ = ["JUDGED", "MAX_ID_LENGTH", "judge", "parse", "record_hash"]
+__all__ = ["JUDGED", "MAX_ID_LENGTH", "MAX_VALUE", "check_expressions", "judge", "parse", "record_hash"]
 
 MAX_ID_LENGTH = 512
 """Longer ids are refused: they come from broken quoting, and every one of them would sit in the state."""
+
+MAX_VALUE = 1e12
+"""Larger values are refused: strengths are float32, where a sum of a few more would swallow everything else."""
 
 JUDGED = ("record_id", "reason", "detail", "raw", "source_file")
 """The columns that `judge` gives beside the event's own."""
 
 _CORRUPT = "_corrupt"
+_MAX_CSV_COLUMNS = 20_000  # the parser behind from_csv throws at 20,480, and with that the batch would fail
+_NESTED_TYPES = (ArrayType, MapType, StructType, VariantType)
 
 
 def record_hash(raw: Column) -> Column:
@@ -29,43 +47,124 @@ def record_hash(raw: Column) -> Column:
     return F.substring(F.sha2(raw, 256), 1, 32)
 
 
+def check_expressions(spark: SparkSession, mapping: Mapping) -> None:
+    """Let Spark analyse each expression of a mapping, over no rows, before a query is built of them.
+
+    Raises:
+        ConfigError: names the key, the expression and Spark's reason in one line.
+    """
+    empty = spark.createDataFrame([], ", ".join(f"{_quote(c)} string" for c in mapping.columns))
+    for key, text in mapping.expressions().items():
+        try:
+            analysed = empty.select("*", F.expr(text).alias("verdict"))
+            kind = analysed.schema["verdict"].dataType
+            plan = analysed._jdf.queryExecution().analyzed()
+        except PySparkException as error:
+            raise ConfigError(f"mapping {mapping.name}: {key} = {text!r}: {reason_of(error)}") from error
+        fault = None
+        if plan.nodeName() != "Project":
+            fault = "must give one value for one row"
+        elif not plan.expressions().last().deterministic():
+            fault = "must give the same for the same row whenever it is asked"
+        elif key.startswith("quarantine.") and kind.simpleString() != "boolean":
+            fault = f"must be a condition, is of type {kind.simpleString()}"
+        elif key == "event.event_time" and not isinstance(
+            kind, (StringType, DateType, TimestampType, TimestampNTZType)
+        ):
+            fault = f"must be a timestamp, is of type {kind.simpleString()}"
+        elif isinstance(kind, _NESTED_TYPES):
+            fault = f"must be text or a number, is of type {kind.simpleString()}"
+        if fault is not None:
+            raise ConfigError(f"mapping {mapping.name}: {key} = {text!r}: {fault}")
+
+
 def parse(rows: DataFrame, mapping: Mapping) -> DataFrame:
     """Text lines (or Parquet rows) with the mapping's columns beside the raw row.
 
     Args:
-        rows: `raw` and `source_file` for json and csv; `source_file` and the file's columns for Parquet.
+        rows: `source_file`, and `raw` (a line) for json and csv, the file's own columns for Parquet.
 
     Returns:
-        raw, source_file, _corrupt (a reason or null) and the mapping's columns as strings. Blank
-        lines and header lines are no rows and are not in it.
+        raw, source_file, _corrupt (a reason or null), _nested (the columns that hold an object or a list) and the
+        mapping's columns as strings. Blank lines and header lines are no rows and are not in it.
     """
     if mapping.format == "parquet":
-        columns = [c for c in rows.columns if c != "source_file"]
-        raw = F.to_json(F.struct(*[F.col(f"`{c}`") for c in columns]))
-        missing = [F.lit(None).cast("string").alias(c) for c in mapping.columns if c not in columns]
-        found = [F.col(f"`{c}`").cast("string").alias(c) for c in mapping.columns if c in columns]
-        no_fault = F.lit(None).cast("string").alias(_CORRUPT)
-        return rows.select(raw.alias("raw"), "source_file", no_fault, *found, *missing)
-
-    rows = rows.where(F.length(F.trim("raw")) > 0)
-    schema = ", ".join(f"`{c}` string" for c in (*mapping.columns, _CORRUPT))
-    options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _CORRUPT}
+        return _parse_parquet(rows, mapping)
+    rows = rows.where(F.rlike("raw", F.lit(r"(?U)\S")))
     if mapping.format == "csv":
         # A header names the columns that the mapping declares; a byte order mark may precede it.
         header = F.regexp_replace("raw", '^\ufeff|["\\s]', "")
         rows = rows.where(header != ",".join(c.replace(" ", "") for c in mapping.columns))
-        record = F.from_csv("raw", schema, options)
+        rows = rows.withColumn("record", _csv_record(mapping))
+        broken = F.col("record").isNull() | F.col(f"record.{_CORRUPT}").isNotNull()
         fault = f"expected {len(mapping.columns)} columns: {', '.join(mapping.columns)}"
+        nested = F.array().cast("array<string>")
     else:
-        record = F.from_json("raw", schema, options)
-        fault = "not a JSON object on one line"
-    rows = rows.withColumn("record", record)
-    broken = F.col("record").isNull() | F.col(f"record.{_CORRUPT}").isNotNull()
+        framed = rows.withColumn("framed", _framed_json(mapping))
+        rows = framed.withColumn("record", F.get("framed", F.lit(0)))
+        broken = F.coalesce(F.size("framed") != 2, F.lit(True)) | F.col("record").isNull()
+        fault = "not one JSON object on one line"
+        nested = F.array_compact(F.array(*[_nested_name(name) for name in mapping.columns]))
+    unreadable = F.when(~F.is_valid_utf8("raw"), "not UTF-8 text").when(broken, fault)
     return rows.select(
         "raw",
         "source_file",
-        F.when(broken, fault).alias(_CORRUPT),
-        *[F.col(f"record.`{c}`").alias(c) for c in mapping.columns],
+        unreadable.alias(_CORRUPT),
+        nested.alias("_nested"),
+        *[F.col(f"record.{_quote(c)}").alias(c) for c in mapping.columns],
+    )
+
+
+def _csv_record(mapping: Mapping) -> Column:
+    """RFC 4180: a quote within quotes is doubled. Null or with `_CORRUPT` where the line is no record."""
+    schema = ", ".join(f"{_quote(c)} string" for c in (*mapping.columns, _CORRUPT))
+    options = {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": _CORRUPT, "escape": '"'}
+    few = (F.length("raw") < _MAX_CSV_COLUMNS) | (F.regexp_count("raw", F.lit(",")) < _MAX_CSV_COLUMNS)
+    # A quoted field that the line leaves open goes on in the next line: half of it must not pass for the whole.
+    odd = F.regexp_count("raw", F.lit('"')) % 2 == 1
+    left_open = odd & F.rlike("raw", F.lit('(^|,)"([^"]|"")*$'))
+    return F.from_csv(F.when(few & ~left_open, F.col("raw")), schema, options)
+
+
+def _framed_json(mapping: Mapping) -> Column:
+    """The line as the first of a list of two, or something else where it is not one JSON object.
+
+    `from_json` reads the first object of a line and forgets what follows it; within a list that is closed by a
+    second object, it cannot.
+    """
+    schema = f"array<struct<{', '.join(f'{_quote(c)}: string' for c in mapping.columns)}>>"
+    return F.from_json(F.concat(F.lit("["), F.col("raw"), F.lit(",{}]")), schema)
+
+
+def _nested_name(name: str) -> Column:
+    """The name where the raw JSON holds an object or a list under it; as a string it would look like an id."""
+    text = F.col(f"record.{_quote(name)}")
+    at = "$['" + name.replace("\\", "\\\\").replace("'", "\\'") + "']"
+    kind = F.schema_of_variant(F.try_variant_get(F.try_parse_json("raw"), at, "variant"))
+    is_nested = F.coalesce(F.rlike(kind, F.lit("^(OBJECT|ARRAY)")), F.lit(True))
+    return F.when(F.rlike(text, F.lit(r"^[\[{]")) & is_nested, F.lit(name))
+
+
+def _parse_parquet(rows: DataFrame, mapping: Mapping) -> DataFrame:
+    kinds = {field.name: field.dataType for field in rows.schema if field.name != "source_file"}
+    # By name: the same record is the same text, whatever the order of a file's columns.
+    raw = F.to_json(F.struct(*[F.col(_quote(c)) for c in sorted(kinds)]))
+    columns, nested, valid = [], [], F.lit(True)
+    for name in mapping.columns:
+        if name not in kinds:
+            columns.append(F.lit(None).cast("string").alias(name))
+            continue
+        column = F.col(_quote(name))
+        columns.append(column.cast("string").alias(name))
+        valid = valid & F.coalesce(F.is_valid_utf8(column.cast("string")), F.lit(True))
+        if isinstance(kinds[name], _NESTED_TYPES):
+            nested.append(F.when(column.isNotNull(), F.lit(name)))
+    return rows.select(
+        raw.alias("raw"),
+        "source_file",
+        F.when(~valid, "not UTF-8 text").alias(_CORRUPT),
+        F.array_compact(F.array(*nested).cast("array<string>")).alias("_nested"),
+        *columns,
     )
 
 
@@ -78,37 +177,60 @@ def judge(parsed: DataFrame, mapping: Mapping, rules: EventsConfig) -> DataFrame
         The clock is `current_timestamp()`, which a replayed micro-batch sees unchanged.
     """
     fields = mapping.event
-    value_text = F.expr(fields.value) if fields.value else F.lit(None)
-    mapped = parsed.select(
-        "*",
-        (F.expr(fields.event_id) if fields.event_id else F.lit(None)).cast("string").alias("e_id"),
-        F.expr(fields.user_id).cast("string").alias("e_user"),
-        F.expr(fields.item_id).cast("string").alias("e_item"),
-        F.expr(fields.event_type).cast("string").alias("e_type"),
-        value_text.cast("string").alias("e_value_text"),
-        F.expr(fields.event_time).cast("timestamp").alias("e_time"),
-    ).withColumn("e_value", F.expr("try_cast(e_value_text as double)"))
+    event_id, value = (
+        (F.expr(text) if text else F.lit(None)).cast("string") for text in (fields.event_id, fields.value)
+    )
+    event_time = F.expr(fields.event_time)
+    kind = parsed.select(event_time.alias("at")).schema["at"].dataType
+    event = F.struct(
+        event_id.alias("id"),
+        F.expr(fields.user_id).cast("string").alias("user"),
+        F.expr(fields.item_id).cast("string").alias("item"),
+        F.expr(fields.event_type).cast("string").alias("type"),
+        value.alias("value_text"),
+        value.try_cast("double").alias("value"),
+        event_time.cast("string").alias("time_text"),
+        _timestamp(event_time, kind).alias("time"),
+    )
+    mapped = parsed.withColumn("_event", event)
     verdict = F.lit(None).cast("struct<reason:string,detail:string>")
     for applies, reason, detail in reversed(list(_rules(mapping, rules))):
         found = F.struct(F.lit(reason).alias("reason"), detail.cast("string").alias("detail"))
         verdict = F.when(F.coalesce(applies, F.lit(False)), found).otherwise(verdict)
     judged = mapped.withColumn("verdict", verdict)
-    own_id = F.when(F.length(F.trim("e_id")) > 0, F.col("e_id"))
+    own_id = F.when(~_blank("_event.id"), F.col("_event.id"))
     hashed = record_hash(F.col("raw"))
     is_event = F.col("verdict").isNull()
     return judged.select(
         F.coalesce(own_id, hashed).alias("event_id"),
-        F.col("e_user").alias("user_id"),
-        F.col("e_item").alias("item_id"),
-        F.col("e_type").alias("event_type"),
-        F.col("e_value").alias("value"),
-        F.col("e_time").alias("event_time"),
+        F.col("_event.user").alias("user_id"),
+        F.col("_event.item").alias("item_id"),
+        F.col("_event.type").alias("event_type"),
+        F.col("_event.value").alias("value"),
+        F.col("_event.time").alias("event_time"),
         F.when(is_event, F.coalesce(own_id, hashed)).otherwise(hashed).alias("record_id"),
         F.col("verdict.reason").alias("reason"),
-        F.col("verdict.detail").alias("detail"),
-        "raw",
+        F.make_valid_utf8(F.col("verdict.detail")).alias("detail"),
+        F.make_valid_utf8("raw").alias("raw"),  # the hash is of the bytes as they came
         "source_file",
     )
+
+
+def _timestamp(column: Column, kind: DataType) -> Column:
+    """Null where it is none. Text must begin with a whole date: Spark reads "12:30" as today, by the clock."""
+    at = column.try_cast("timestamp")
+    if isinstance(kind, StringType):
+        at = F.when(F.rlike(column, F.lit(r"^\s*[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}")), at)
+    return F.when(F.year(at) >= 1, at)  # Python knows no year 0
+
+
+def _blank(column: str) -> Column:
+    """Null, or nothing to see: white space (not just ASCII's), control and format characters."""
+    return ~F.coalesce(F.rlike(F.col(column), F.lit(r"(?U)[^\s\p{Cc}\p{Cf}]")), F.lit(False))
+
+
+def _quote(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _rules(mapping: Mapping, rules: EventsConfig) -> Iterator[tuple[Column, str, Column]]:
@@ -116,31 +238,37 @@ def _rules(mapping: Mapping, rules: EventsConfig) -> Iterator[tuple[Column, str,
     yield F.col(_CORRUPT).isNotNull(), f"broken {mapping.format}", F.col(_CORRUPT)
     for rule in mapping.quarantine:
         yield F.expr(rule.where), rule.reason, F.lit(rule.why)
-    for name, column in (("user_id", "e_user"), ("item_id", "e_item")):
-        blank = F.length(F.trim(F.coalesce(column, F.lit("")))) == 0
-        yield blank, f"missing {name}", F.lit(f"{name} is null or blank")
-    for name, column in (("event_id", "e_id"), ("user_id", "e_user"), ("item_id", "e_item")):
+    ids = (("event_id", "_event.id"), ("user_id", "_event.user"), ("item_id", "_event.item"))
+    for name in (name for name, _ in ids if getattr(mapping.event, name) in mapping.columns):
+        # Only where the field is a column as it stands: an expression knows what it takes out of an object.
+        nested = F.array_contains("_nested", F.lit(getattr(mapping.event, name)))
+        yield nested, f"nested {name}", F.lit(f"{name} is an object or a list, not text or a number")
+    for name, column in ids[1:]:
+        yield _blank(column), f"missing {name}", F.lit(f"{name} is null or blank")
+    for name, column in ids:
         detail = F.format_string(f"{name} has %d characters, {MAX_ID_LENGTH} are allowed", F.length(column))
         yield F.length(column) > MAX_ID_LENGTH, f"overlong {name}", detail
     known = list(rules.weights)
-    detail = F.concat(F.lit("event_type "), _quoted("e_type"), F.lit(f" is none of {', '.join(known)}"))
-    yield ~F.coalesce(F.col("e_type").isin(known), F.lit(False)), "unknown event_type", detail
-    detail = F.lit(f"event_time, read as {mapping.event.event_time}, is no timestamp")
-    yield F.col("e_time").isNull(), "unparsable event_time", detail
+    detail = F.concat(F.lit("event_type "), _quoted("_event.type"), F.lit(f" is none of {', '.join(known)}"))
+    yield ~F.coalesce(F.col("_event.type").isin(known), F.lit(False)), "unknown event_type", detail
+    read_as = f", read as {mapping.event.event_time}, is no timestamp"
+    detail = F.concat(F.lit("event_time "), _quoted("_event.time_text"), F.lit(read_as))
+    yield F.col("_event.time").isNull(), "unparsable event_time", detail
     ahead = F.current_timestamp() + F.make_dt_interval(secs=F.lit(60 * rules.max_future_minutes))
     detail = F.concat(
         F.lit("event_time "),
-        F.col("e_time").cast("string"),
+        F.col("_event.time").cast("string"),
         F.lit(f" is more than {rules.max_future_minutes:g} minutes ahead of the clock"),
     )
-    yield F.col("e_time") > ahead, "future event_time", detail
-    given = F.length(F.trim(F.coalesce("e_value_text", F.lit("")))) > 0
-    detail = F.concat(F.lit("value "), _quoted("e_value_text"), F.lit(" is not a finite number"))
-    finite = ~F.isnan("e_value") & (F.abs("e_value") != float("inf"))
-    yield given & ~F.coalesce(finite, F.lit(False)), "invalid value", detail
+    yield F.col("_event.time") > ahead, "future event_time", detail
+    detail = F.concat(
+        F.lit("value "), _quoted("_event.value_text"), F.lit(f" is not a number from -{MAX_VALUE:g} to {MAX_VALUE:g}")
+    )
+    usable = ~F.isnan("_event.value") & (F.abs("_event.value") <= MAX_VALUE)
+    yield ~_blank("_event.value_text") & ~F.coalesce(usable, F.lit(False)), "invalid value", detail
     required = list(rules.value_required)
-    detail = F.concat(F.lit("an event of type "), _quoted("e_type"), F.lit(" needs a value"))
-    yield F.col("e_type").isin(required) & F.col("e_value").isNull(), "missing value", detail
+    detail = F.concat(F.lit("an event of type "), _quoted("_event.type"), F.lit(" needs a value"))
+    yield F.col("_event.type").isin(required) & F.col("_event.value").isNull(), "missing value", detail
 
 
 def _quoted(column: str) -> Column:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
 from foldin.config import Config
-from foldin.errors import AccountingError, ConfigError
-from foldin.events import judge, parse
+from foldin.errors import AccountingError, ConfigError, reason_of
+from foldin.events import check_expressions, judge, parse
 from foldin.mapping import Mapping
 from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE
 from foldin.streaming import Checkpoint, GracefulStop, observed_rows, run
@@ -54,12 +56,12 @@ class Account:
 
 
 def read_landing(spark: SparkSession, mapping: Mapping, folder: str, max_files: int) -> DataFrame:
-    """The folder as a stream of raw rows: `raw` and `source_file`, or for Parquet the file's own columns.
+    """The folder as a stream of raw rows: `source_file`, and `raw` (a line) or for Parquet the file's own columns.
 
     Raises:
         ConfigError: there is no such folder, or no Parquet file to take the schema from.
     """
-    if "://" not in folder and not Path(folder).is_dir():
+    if not _is_folder(spark, folder):
         raise ConfigError(f"ingest.landing = {folder!r}: there is no such folder")
     options = {
         "pathGlobFilter": mapping.files,
@@ -74,10 +76,26 @@ def read_landing(spark: SparkSession, mapping: Mapping, folder: str, max_files: 
         return lines.select(F.col("value").alias("raw"), source_file)
     batch_options = {k: v for k, v in options.items() if not k.startswith("max")}
     try:
-        schema = spark.read.options(**batch_options).parquet(folder).schema
-    except Exception as error:
-        raise ConfigError(f"ingest.landing = {folder!r}: no readable Parquet file to take the schema from") from error
-    return spark.readStream.schema(schema).options(**options).parquet(folder).select("*", source_file)
+        # The columns of all files: with those of any one file, the others' would be lost without a word.
+        schema = spark.read.options(**batch_options, mergeSchema="true").parquet(folder).schema
+    except PySparkException as error:
+        raise ConfigError(
+            f"ingest.landing = {folder!r}: no Parquet files to take one schema from: {reason_of(error)}"
+        ) from error
+    files = spark.readStream.schema(schema).options(**options).parquet(folder)
+    if "source_file" in schema.names:
+        files = files.withColumnRenamed("source_file", "_source_file")
+    return files.select("*", source_file)
+
+
+def _is_folder(spark: SparkSession, folder: str) -> bool:
+    jvm: Any = spark.sparkContext._jvm
+    try:
+        path = jvm.org.apache.hadoop.fs.Path(folder)
+        fs = path.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf())
+        return bool(fs.exists(path) and fs.getFileStatus(path).isDirectory())
+    except (PySparkException, Py4JJavaError) as error:
+        raise ConfigError(f"ingest.landing = {folder!r}: {reason_of(error)}") from error
 
 
 @dataclass
@@ -92,6 +110,7 @@ class Ingest:
         self.spark = self.tables.spark
         self.checkpoint = Checkpoint(self.spark, self.tables.path("_checkpoints", "ingest"))
         self.account = Account()
+        """Of the run under way, or of the last one."""
         self._last: tuple[int, Account] | None = None
         self._query: StreamingQuery | None = None
 
@@ -100,12 +119,15 @@ class Ingest:
 
         Raises:
             AccountingError: the account does not agree with what Spark's deduplication dropped.
-            ConfigError: the landing folder cannot be read.
+            ConfigError: the landing folder cannot be read, or an expression of the mapping is wrong.
+            FoldinError: the query failed.
         """
-        self._prime()
+        self.account, self._last, self._query = Account(), None, None
+        check_expressions(self.spark, self.mapping)
         landing = read_landing(
             self.spark, self.mapping, self.config.ingest.landing, self.config.ingest.max_files_per_trigger
         )
+        self._prime()
         judged = judge(parse(landing, self.mapping), self.mapping, self.config.events)
         rows = (
             judged.withColumn("ingested_at", F.current_timestamp())

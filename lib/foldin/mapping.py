@@ -5,16 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from foldin.config import Config, Section, conf_dir, load_config, read_toml, validate
 from foldin.errors import ConfigError
 
-__all__ = ["EventFields", "Mapping", "QuarantineRule", "contract", "load_mapping", "load_settings"]
+__all__ = ["RESERVED", "EventFields", "Mapping", "QuarantineRule", "contract", "load_mapping", "load_settings"]
+
+RESERVED = ("raw", "source_file", "record", "framed", "verdict", "_corrupt", "_nested", "_event")
+"""Columns that stand beside the file's own while its rows are judged."""
 
 
 class EventFields(Section):
-    """One SQL expression for each field of the event contract, over the file's own columns (strings)."""
+    """One SQL expression for each field of the event contract, over the file's own columns (strings).
+
+    Each must give the same for the same row, whenever it is asked: an event_id that is drawn by lot would make
+    a replayed row another event.
+    """
 
     event_id: str | None = None
     """Absent: the id is the hash of the raw record."""
@@ -23,7 +30,7 @@ class EventFields(Section):
     event_type: str
     value: str | None = None
     event_time: str
-    """Gives a timestamp, or null where the text is none."""
+    """Gives a timestamp, or text that reads as one, or null where there is none."""
 
 
 class QuarantineRule(Section):
@@ -39,13 +46,32 @@ class Mapping(Section):
 
     name: str
     format: Literal["json", "csv", "parquet"]
-    files: str = "*"
-    columns: tuple[str, ...] = Field(min_length=1)
-    """The file's columns: all of them in order for CSV, those that the expressions use for JSON."""
+    files: str = Field("*", min_length=1)
+    columns: tuple[str, ...] = Field(min_length=1, strict=False)
+    """The file's columns: all of them in order for CSV, those that the expressions use for JSON and Parquet."""
     event: EventFields
-    quarantine: tuple[QuarantineRule, ...] = ()
-    settings: dict[str, Any] = {}
+    quarantine: tuple[QuarantineRule, ...] = Field((), strict=False)
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Overlay of the configuration that suits this log: event weights, mode, history."""
+
+    @field_validator("columns")
+    @classmethod
+    def _distinct(cls, columns: tuple[str, ...]) -> tuple[str, ...]:
+        taken = set(RESERVED)
+        for column in columns:
+            if column.lower() in RESERVED:
+                raise ValueError(
+                    f"{column!r} is a name that foldin needs itself; not to be used: {', '.join(RESERVED)}"
+                )
+            if column.lower() in taken:
+                raise ValueError(f"{column!r} occurs twice (case does not count)")
+            taken.add(column.lower())
+        return columns
+
+    def expressions(self) -> dict[str, str]:
+        """Every SQL expression of the file by its key."""
+        fields = {f"event.{name}": text for name, text in self.event.model_dump(exclude_none=True).items()}
+        return fields | {f"quarantine.{n}.where": rule.where for n, rule in enumerate(self.quarantine)}
 
 
 def contract(config: Config) -> Mapping:
@@ -61,7 +87,7 @@ def contract(config: Config) -> Mapping:
             item_id="item_id",
             event_type="event_type",
             value="value",
-            event_time="try_cast(event_time as timestamp)",
+            event_time="event_time",
         ),
     )
 
@@ -87,9 +113,10 @@ def load_settings(
     sets: tuple[str, ...] | list[str] = (),
     mapping: str | Path | None = None,
 ) -> tuple[Config, Mapping]:
-    """The configuration and the mapping that a job was asked for; the mapping's settings lie under `file` and `sets`."""
+    """The configuration and the mapping that a job was asked for: `file` and `sets` overlay the mapping's settings."""
     if mapping is None:
         config = load_config(file, sets)
         return config, contract(config)
     chosen = load_mapping(mapping)
-    return load_config(file, sets, settings=chosen.settings), chosen
+    source = f"[settings] of the mapping {mapping}"
+    return load_config(file, sets, settings=chosen.settings, settings_source=source), chosen

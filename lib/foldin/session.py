@@ -77,7 +77,7 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
         cores = _local_cores(config.spark.master)
         settings |= _LOCAL | {
             "spark.sql.shuffle.partitions": str(cores),
-            "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={conf_dir() / 'log4j2.properties'}",
+            "spark.driver.extraJavaOptions": f'"-Dlog4j2.configurationFile={conf_dir() / "log4j2.properties"}"',
         }
     for key, value in (settings | config.spark.conf).items():
         builder = builder.config(key, value)
@@ -104,7 +104,7 @@ def _stderr_to(log_file: str | Path | None) -> Iterator[None]:
     Path(log_file).parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
     kept = os.dup(2)
-    with open(log_file, "ab") as log:
+    with Path(log_file).open("ab") as log:
         os.dup2(log.fileno(), 2)
         try:
             yield

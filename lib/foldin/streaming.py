@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
-from foldin.errors import FoldinError, StateMismatchError
+from foldin.errors import FoldinError, StateMismatchError, reason_of
 from foldin.schemas import Position
 
 __all__ = ["Checkpoint", "GracefulStop", "Offset", "observed_rows", "run"]
@@ -122,7 +123,7 @@ def observed_rows(query: StreamingQuery, name: str) -> int:
     Spark shows Python an observed metric only when the batch is over; the account of a batch is written
     within it, so it is read from the JVM's execution of the batch.
     """
-    execution = query._jsq.streamingQuery().lastExecution()  # type: ignore[attr-defined]
+    execution = query._jsq.streamingQuery().lastExecution()
     return int(execution.observedMetrics().apply(name).getLong(0))
 
 
@@ -132,8 +133,6 @@ class GracefulStop:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._parked = threading.Event()
-        self._released = threading.Event()
-        self._busy = threading.Lock()
 
     def ask(self, *_: object) -> None:
         """Ask for the stop (a signal handler)."""
@@ -146,13 +145,15 @@ class GracefulStop:
         """
 
         def guarded(batch: DataFrame, batch_id: int) -> None:
-            with self._busy:
-                if not self._asked.is_set():
-                    process(batch, batch_id)
-                    return
-            self._parked.set()
-            self._released.wait()
-            raise InterruptedError("stopped before the batch began")
+            if self._asked.is_set():
+                self._parked.set()
+                # py4j runs this on the query's own thread, where stop() ends it by an interrupt, as Spark expects.
+                # Were we to wait in Python, stop() would wait for us for ever; were we to return, the batch would
+                # count as done.
+                jvm: Any = batch.sparkSession.sparkContext._jvm
+                jvm.java.lang.Thread.sleep(2**62)
+                raise FoldinError("a parked batch was woken up without a stop")
+            process(batch, batch_id)
 
         return guarded
 
@@ -163,9 +164,9 @@ class GracefulStop:
             StreamingQueryException: the query failed.
         """
         while not query.awaitTermination(1):
-            if self._asked.is_set() and (self._parked.is_set() or self._busy.acquire(timeout=1)):
+            # A trigger is active until its batch is committed, not just written.
+            if self._asked.is_set() and (self._parked.is_set() or not query.status["isTriggerActive"]):
                 query.stop()
-                self._released.set()
                 return True
         return False
 
@@ -187,17 +188,20 @@ def run(
         FoldinError: what `process` raised, or the query's own failure in one line.
     """
     stop = stop or GracefulStop()
-    failure: list[FoldinError] = []
+    failure: list[Exception] = []
 
     def guarded(batch: DataFrame, batch_id: int) -> None:
         try:
             process(batch, batch_id)
-        except FoldinError as error:  # Spark would wrap it in a page of stack traces
+        except Exception as error:  # Spark would wrap it in a page of stack traces
             failure.append(error)
             raise
 
     writer = writer.queryName(name).option("checkpointLocation", checkpoint.path)
-    writer = writer.trigger(availableNow=True) if once else writer.trigger(processingTime=f"{trigger_seconds} seconds")
+    if once:
+        writer = writer.trigger(availableNow=True)
+    else:
+        writer = writer.trigger(processingTime=f"{max(1, round(1000 * trigger_seconds))} milliseconds")
     handlers = {}
     if threading.current_thread() is threading.main_thread():
         handlers = {s: signal.signal(s, stop.ask) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -206,12 +210,12 @@ def run(
         on_start(query)
         if stop.await_end(query):
             log.info("%s: stopped on request, the last batch is done", name)
-    except Exception as error:
-        if failure:
-            raise failure[0] from error
-        if isinstance(error, Py4JJavaError):
-            raise FoldinError(f"{name}: {error.java_exception.getMessage()}") from error
-        raise
+    except (PySparkException, Py4JJavaError) as error:
+        cause = failure[0] if failure else error
+        if isinstance(cause, FoldinError):
+            raise cause from error
+        log.debug("%s failed", name, exc_info=cause)
+        raise FoldinError(f"{name} failed: {reason_of(cause)}") from cause
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
