@@ -285,17 +285,17 @@ def _apply_set(data: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _nearest(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
-    """ ", did you mean ...?" with the nearest key of the section that `loc` points into."""
+    """The nearest key of the section that `loc` points into, or else of any section, as the end of a sentence."""
     fields: dict[str, Any] = dict(model.model_fields)
-    every = [f"{s}.{k}" for s, f in fields.items() for k in _keys(f.annotation)]
+    elsewhere = {key: f"{s}.{key}" for s, f in fields.items() for key in _keys(f.annotation)}
     for part in loc[:-1]:
         field = fields.get(str(part))
         fields = _keys(field.annotation) if field is not None else {}
-    key, path = str(loc[-1]), ".".join(str(part) for part in loc)
+    key = str(loc[-1])
     if near := difflib.get_close_matches(key, fields, n=1, cutoff=0.5):
         return f", did you mean {'.'.join([*map(str, loc[:-1]), near[0]])}?"
-    if near := difflib.get_close_matches(path, every, n=1, cutoff=0.5):
-        return f", did you mean {near[0]}?"
+    if near := difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.7):
+        return f", did you mean {elsewhere[near[0]]}?"
     return f"; known keys here: {', '.join(fields)}"
 
 

@@ -79,4 +79,4 @@ def reason_of(error: BaseException) -> str:
     said += re.findall(r"^: ([\w.$]+: [^\n]+)", text, re.MULTILINE)  # py4j puts the Java error on a second line
     said += [line for line in text.splitlines() if line.strip()]
     line = " ".join(said[0].split()) if said else type(error).__name__
-    return re.sub(r"[;,.]?( SQLSTATE: \w+)+[;.]?( line \d+ pos \d+)?;?$", "", line)
+    return re.sub(r"[;,.]? SQLSTATE: \w+|;? line \d+ pos \d+;?$", "", line).rstrip(" ;")

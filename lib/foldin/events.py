@@ -62,7 +62,7 @@ def check_expressions(spark: SparkSession, mapping: Mapping) -> None:
         except PySparkException as error:
             raise ConfigError(f"mapping {mapping.name}: {key} = {text!r}: {reason_of(error)}") from error
         fault = None
-        if plan.nodeName() != "Project":
+        if plan.nodeName() != "Project" or plan.children().head().children().nonEmpty():
             fault = "must give one value for one row"
         elif not plan.expressions().last().deterministic():
             fault = "must give the same for the same row whenever it is asked"
