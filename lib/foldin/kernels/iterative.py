@@ -72,7 +72,7 @@ def solve_iteratively(
     residual = system.rhs
     norms = np.sqrt(np.vecdot(residual, residual))
     aim = norms * (FIRST_PASS if refine else tolerance)
-    z: Floats = np.zeros_like(residual)
+    z: Floats = np.zeros(residual.shape)
     x: Floats = np.zeros_like(group.d)
     solved = np.zeros(len(norms), dtype=np.bool_)
     for sweep in range(MAX_PASSES):

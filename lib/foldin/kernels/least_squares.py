@@ -24,7 +24,7 @@ PRECISIONS = ("mixed", "float64", "float32")
 TOLERANCE = {"mixed": 4e-7, "float64": 1e-12, "float32": 1e-6}
 """Bound on |δx| / |x|; for float32 only the fall of a residual that is itself rounded."""
 
-DIRECT_ROWS = 20
+DIRECT_ROWS = 24
 """Up to this length LAPACK in float64 is faster than steps in float32 and their refinement."""
 
 LONG = 8

@@ -115,7 +115,10 @@ class Primal:
         self.root_d = np.sqrt(group.d)
         self.w = (group.root_w * group.root_w).astype(work.dtype)
         self.inverse_root_d = (1.0 / self.root_d).astype(work.dtype)
-        self.rhs: Floats = weighted_sum(group.root_w * group.c_over_root_w, group.y) / self.root_d
+        self.c = group.root_w * group.c_over_root_w
+        # The first pass starts from this; the residuals that correct it start from c.
+        self.rhs: Floats = weighted_sum(self.c.astype(work.dtype), work)
+        self.rhs *= self.inverse_root_d
 
     def apply(self, p: Floats) -> Floats:
         """(I + Sᵀ S) p, in the precision of the working copy."""
@@ -134,12 +137,13 @@ class Primal:
 
     def residual(self, z: Floats, x: Floats) -> Floats:
         """D^-½ Ỹᵤᵀ c - (I + Sᵀ S) z in float64, given the x̃ of z."""
-        explained = dot_rows(self.group.y, x)
-        explained *= self.group.root_w**2
-        r = weighted_sum(explained, self.group.y)
+        unexplained = dot_rows(self.group.y, x)
+        unexplained *= self.group.root_w**2
+        np.subtract(self.c, unexplained, out=unexplained)
+        r = weighted_sum(unexplained, self.group.y)
         r /= self.root_d
-        r += z
-        return np.subtract(self.rhs, r, out=r)
+        r -= z
+        return r
 
 
 def solve_directly(group: Group, spare: Float64s | None = None) -> Floats:
@@ -151,8 +155,8 @@ def solve_directly(group: Group, spare: Float64s | None = None) -> Floats:
     if n <= rank:
         divided = np.multiply(group.y, (1.0 / group.d)[:, None, :], out=spare)
         m = np.matmul(divided, group.y.transpose(0, 2, 1))
-        m *= group.root_w[:, :, None]
-        m *= group.root_w[:, None, :]
+        # One product and one flat pass: scaling rows, then columns, would loop over short rows.
+        m *= np.matmul(group.root_w[:, :, None], group.root_w[:, None, :])
         m.reshape(len(m), -1)[:, :: n + 1] += 1.0
         z = np.linalg.solve(m, group.c_over_root_w[:, :, None])[:, :, 0]
         x = weighted_sum(group.root_w * z, group.y)
