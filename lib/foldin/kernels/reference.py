@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from foldin.errors import SingularSystemError
 from foldin.kernels.checks import check_histories
+from foldin.kernels.dense import check_regular
 from foldin.kernels.prepare import ItemFactors
 from foldin.kernels.types import Histories, name_user
 
@@ -65,10 +65,7 @@ def fold_in_reference(
         a, b = normal_equations(items, histories.indices[rows], histories.strengths[rows])
         if not b.any():
             continue  # the minimum is at 0 whatever A is: no positive row, or none at all
-        if np.linalg.matrix_rank(a, hermitian=True) < items.rank:
-            raise SingularSystemError(
-                f"{name_user(u, user_ids)}: the normal equations are singular with regParam {items.objective.reg_param}"
-            )
+        check_regular(a, name_user(u, user_ids), items.objective.reg_param)
         x[u] = nnls(a, b) if items.objective.nonnegative else np.linalg.solve(a, b)
     return x
 
