@@ -11,7 +11,7 @@ from foldin.ingest import Ingest
 def ingest(job: Job) -> None:
     account = Ingest(job.tables, job.config, job.mapping).run(once=job.options.once)
     print(account)
-    for reason, count in account.quarantined.most_common():
+    for reason, count in sorted(account.quarantined.items(), key=lambda entry: (-entry[1], entry[0])):
         print(f"  quarantined, {reason}: {count:,}")
 
 

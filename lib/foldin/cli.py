@@ -61,5 +61,6 @@ def setup_logging() -> None:
     """Progress lines on stderr, one an event worth knowing."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("foldin").setLevel(logging.INFO)
-    # Spark's own copy, as a page of JSON, of errors that we report in one line.
-    logging.getLogger("SQLQueryContextLogger").setLevel(logging.CRITICAL)
+    # Pages about errors that we report in one line, and about the interrupt that ends a query on request.
+    for name in ("SQLQueryContextLogger", "py4j.clientserver"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

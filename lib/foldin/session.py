@@ -88,6 +88,8 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
 
 
 def _local_cores(master: str) -> int:
+    if master == "local":
+        return 1
     inside = master.partition("[")[2].partition("]")[0].partition(",")[0]
     return int(inside) if inside.isdigit() else os.cpu_count() or 2
 

@@ -214,7 +214,8 @@ def run(
         cause = failure[0] if failure else error
         if isinstance(cause, FoldinError):
             raise cause from error
-        log.debug("%s failed", name, exc_info=cause)
+        ours = not isinstance(cause, (PySparkException, Py4JJavaError))  # of Spark's own, its log has the pages
+        log.log(logging.ERROR if ours else logging.DEBUG, "%s failed", name, exc_info=cause)
         raise FoldinError(f"{name} failed: {reason_of(cause)}") from cause
     finally:
         for signum, handler in handlers.items():
