@@ -31,10 +31,7 @@ def random_events(n: int, seed: int, users: int = 4):
 
 def collected(frame):
     """{user: (set of event hashes, set of seen item hashes)}"""
-    return {
-        row["user_id"]: ({e["event"] for e in row["history"]}, set(row["seen"]))
-        for row in frame.collect()
-    }
+    return {row["user_id"]: ({e["event"] for e in row["history"]}, set(row["seen"])) for row in frame.collect()}
 
 
 def expected(spark, rows, bound):
@@ -45,10 +42,7 @@ def expected(spark, rows, bound):
     users = {}
     for row in hashed.collect():
         users.setdefault(row["user"], []).append((row["at"], row["event"], row["item"]))
-    return {
-        user: ({e for _, e, _ in sorted(mine)[-bound:]}, {i for _, _, i in mine})
-        for user, mine in users.items()
-    }
+    return {user: ({e for _, e, _ in sorted(mine)[-bound:]}, {i for _, _, i in mine}) for user, mine in users.items()}
 
 
 @pytest.mark.parametrize("bound", [1, 5, 1000])
@@ -58,9 +52,7 @@ def test_a_history_is_the_most_recent_events_and_seen_is_every_item(spark, event
     assert found == expected(spark, rows, bound)
 
 
-def test_micro_batches_of_any_cut_and_order_give_the_history_of_one_batch(
-    spark, events_frame, tables, tmp_path
-):
+def test_micro_batches_of_any_cut_and_order_give_the_history_of_one_batch(spark, events_frame, tables, tmp_path):
     rows = random_events(90, seed=3)
     random.Random(1).shuffle(rows)  # late events come after younger ones
     state = {}

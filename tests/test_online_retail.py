@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pyspark.sql import functions as F
-from world import assert_same_vectors, copy_of, fold_once, latest_lists, latest_vectors, vectors
 
 from foldin.ingest import Ingest
 from foldin.mapping import load_settings
@@ -25,6 +24,7 @@ from foldin.registry import Registry
 from foldin.schemas import EVENTS, INGEST_LOG, ITEM_FACTORS, QUARANTINE, RECOMMENDATIONS, USER_FACTORS, Position
 from foldin.tables import Tables
 from foldin.training import Trained, train
+from world import assert_same_vectors, copy_of, fold_once, latest_lists, latest_vectors, vectors
 
 pytestmark = pytest.mark.timeout(900)
 
