@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -13,15 +14,8 @@ from foldin.mapping import contract
 
 
 def line(event_id, user, item, day):
-    return json.dumps(
-        {
-            "event_id": event_id,
-            "user_id": user,
-            "item_id": item,
-            "event_type": "view",
-            "event_time": f"2025-01-{day:02d}",
-        }
-    )
+    event = {"event_id": event_id, "user_id": user, "item_id": item, "event_type": "view"}
+    return json.dumps(event | {"event_time": f"2025-01-{day:02d}"})
 
 
 def test_the_slices_are_in_order_of_time_and_hold_every_row(spark, config, tmp_path):
@@ -37,12 +31,12 @@ def test_the_slices_are_in_order_of_time_and_hold_every_row(spark, config, tmp_p
         for part in staged.slices
     ]
     held = [file.read_text().splitlines() for _, file in (staged.regular, staged.newcomer)]
-    assert sorted(sum(found + held, [])) == sorted(rows)
+    assert sorted(itertools.chain(*found, *held)) == sorted(rows)
     assert staged.newcomer[0] == "late"
-    assert len(held[0]) == 3 and len(held[1]) == 2
+    assert [len(lines) for lines in held] == [3, 2]
     assert {json.loads(text)["user_id"] for text in held[0]} == {staged.regular[0]}
     times = [sorted(json.loads(t)["event_time"] for t in part if t != "{broken") for part in found]
-    for earlier, later in zip(times, times[1:], strict=False):
+    for earlier, later in itertools.pairwise(times):
         assert earlier[-1] <= later[0]
 
 

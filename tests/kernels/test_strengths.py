@@ -89,9 +89,7 @@ def plain(rows, *, half_life_us, oldest_us, max_events, log1p, explicit):
     explicit=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
-def test_strengths_equal_the_plain_definition_in_any_order(
-    rows, half_life, oldest, bound, log1p, explicit, order
-):
+def test_strengths_equal_the_plain_definition_in_any_order(rows, half_life, oldest, bound, log1p, explicit, order):
     events = [(u, d * DAY, e * 7919 % 101, i, t, v) for e, (u, d, i, t, v) in enumerate(rows)]
     options = {
         "half_life_us": half_life * DAY,
