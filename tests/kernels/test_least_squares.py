@@ -257,8 +257,8 @@ def test_no_users_give_no_factors() -> None:
 
 @pytest.mark.parametrize("alike", [False, True], ids=["lognormal", "all of length 24"])
 def test_a_user_of_100000_events_beside_10000_small_ones_stays_below_256_mb(alike: bool) -> None:
-    items = model(IMPLICIT, rank=128, n_items=2000)
-    assert items.rotated.shape == (2000, 128)  # made before, once a model
+    items = model(IMPLICIT, rank=256, n_items=2000)
+    assert items.rotated.shape == (2000, 256)  # made before, once a model
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(2.7, 1.0, 10_000), 1, 1000).astype(int)
     if alike:
