@@ -32,7 +32,7 @@ def folded_in_batch(tables: Tables, version: str) -> dict[str, np.ndarray]:
     """The factors that DESIGN defines: every user's history as of now, solved under the version."""
     publisher = Publisher(tables, 3)
     now = tables.version(EVENTS)
-    histories = publisher.histories_at(publisher.ship(version).value, now)
+    histories = publisher.histories_at(publisher.model(version), now)
     return vectors(publisher.folded(histories, version, Position.after(now)))
 
 

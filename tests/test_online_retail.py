@@ -159,7 +159,7 @@ def test_fold_in_of_every_untouched_user_is_mllibs_own_factor(run):
     mllib = vectors(tables.read(USER_FACTORS).where(f"events_version = {run.cut + 1}"))
     publisher = Publisher(tables, 10)
     now = tables.version(EVENTS)
-    users = publisher.histories_at(publisher.ship(version).value, now)
+    users = publisher.histories_at(publisher.model(version), now)
     folded = vectors(publisher.folded(users, version, Position.after(now)))
     untouched = run.truth.earlier_users - run.truth.week_users
     assert len(untouched) > 2_500

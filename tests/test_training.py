@@ -63,7 +63,7 @@ def test_activation_without_a_stream_refolds_who_came_after_the_cut(world, confi
     promotion = publisher.activate(version, reason="test")
     assert promotion.caught_up == Position.after(world.version(EVENTS))
     now = world.version(EVENTS)
-    histories_now = publisher.histories_at(publisher.ship(version).value, now)
+    histories_now = publisher.histories_at(publisher.model(version), now)
     wanted = vectors(publisher.folded(histories_now, version, promotion.caught_up))
     assert_same_vectors(latest_vectors(world), wanted)
     assert "new" in wanted

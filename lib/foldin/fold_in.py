@@ -141,7 +141,7 @@ class FoldIn:
         return max(promotion.caught_up, min(reached))
 
     def _check_bound(self, version: str) -> None:
-        definition = self.publisher.ship(version).value.definition
+        definition = self.publisher.model(version).definition
         mine = tuple(self.config.events.weights)
         if definition.max_events > self.config.history.max_events_per_user or definition.types != mine:
             raise StateMismatchError(

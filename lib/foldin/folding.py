@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyspark import Broadcast
 from pyspark.sql import DataFrame
 
 from foldin.histories import items_of
 from foldin.kernels import Histories, fold_in, top_n
 from foldin.registry import Model
 from foldin.schemas import FOLDED
+from foldin.shipping import ShippedModel
 
 __all__ = ["fold"]
 
 
-def fold(histories: DataFrame, model: Broadcast[Model], n: int) -> DataFrame:
+def fold(histories: DataFrame, model: ShippedModel, n: int) -> DataFrame:
     """Factors and top-N of every user of `histories` (user_id, history, seen) under one model: rows of FOLDED.
 
     Both come from one pass because the batch of a stateful query is recomputed for every action on it.
@@ -26,10 +26,10 @@ def fold(histories: DataFrame, model: Broadcast[Model], n: int) -> DataFrame:
     return histories.select("user_id", "history", "seen").mapInArrow(_folder(model, n), FOLDED)
 
 
-def _folder(model: Broadcast[Model], n: int) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _folder(model: ShippedModel, n: int) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def convert(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield fold_batch(batch, model.value, n)
+            yield fold_batch(batch, model.value(), n)
 
     return convert
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from pyspark import Broadcast
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -13,6 +12,7 @@ from foldin.folding import fold
 from foldin.histories import histories, slim
 from foldin.registry import Model, Promotion, Registry
 from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position
+from foldin.shipping import ShippedModel
 from foldin.tables import Tables, Transaction, position_columns
 
 __all__ = ["Publisher"]
@@ -27,27 +27,30 @@ class Publisher:
     tables: Tables
     top_n: int
     registry: Registry = field(init=False)
-    _shipped: Broadcast[Model] | None = None
+    _model: Model | None = None
+    _shipped: ShippedModel | None = None
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.tables)
 
-    def ship(self, model_version: str) -> Broadcast[Model]:
-        """The model on every worker; the one shipped before it is given up when the version changes."""
-        if self._shipped is None or self._shipped.value.version != model_version:
-            return self.use(self.registry.load(model_version))
-        return self._shipped
+    def model(self, model_version: str) -> Model:
+        """The model, loaded and on its way to the workers; the one before it is given up."""
+        if self._model is None or self._model.version != model_version:
+            self.use(self.registry.load(model_version))
+        assert self._model is not None
+        return self._model
 
-    def use(self, model: Model) -> Broadcast[Model]:
+    def use(self, model: Model) -> None:
         """Ship a model that is at hand already, in place of the one shipped before."""
         if self._shipped is not None:
             self._shipped.unpersist()
-        self._shipped = self.tables.spark.sparkContext.broadcast(model)
-        return self._shipped
+        self._model, self._shipped = model, ShippedModel.ship(self.tables.spark.sparkContext, model)
 
     def folded(self, users: DataFrame, model_version: str, position: Position) -> DataFrame:
         """`users` (user_id, history, seen) folded, with the stamps that both tables share."""
-        rows = fold(users, self.ship(model_version), self.top_n)
+        self.model(model_version)
+        assert self._shipped is not None
+        rows = fold(users, self._shipped, self.top_n)
         rows = position_columns(rows.withColumn("model_version", F.lit(model_version)), position)
         return rows.withColumn("folded_at", F.current_timestamp())
 
@@ -77,7 +80,7 @@ class Publisher:
     ) -> int:
         """Refold every user with an event after `since`, on all events up to `until`; the number of users."""
         touched = self.tables.appended(EVENTS, since.version, until.last_version).select("user_id").distinct()
-        model = self.ship(model_version).value
+        model = self.model(model_version)
         users = self.histories_at(model, until.last_version, touched)
         return self.publish(users, model_version, until, transaction)
 
@@ -89,6 +92,6 @@ class Publisher:
         """
         expected = self.registry.promotion()
         until = Position.after(self.tables.version(EVENTS))
-        count = self.catch_up(model_version, self.ship(model_version).value.cut, until)
+        count = self.catch_up(model_version, self.model(model_version).cut, until)
         log.info("caught up to %s: %d users refolded", until, count)
         return self.registry.promote(model_version, until, reason=reason, expected=expected)

@@ -21,7 +21,7 @@ def recommend_all(tables: Tables, top_n: int) -> int:
     publisher = Publisher(tables, top_n)
     version = publisher.registry.active_version()
     until = tables.version(EVENTS)
-    users = publisher.histories_at(publisher.ship(version).value, until)
+    users = publisher.histories_at(publisher.model(version), until)
     rows = publisher.folded(users, version, Position.after(until)).persist()
     try:
         count = rows.count()

@@ -1,0 +1,74 @@
+"""A model on its way to the workers: by broadcast, or past a size through one memory-mapped file a host.
+
+Every Python worker unpickles a broadcast for itself. Past MEMORY_MAP_BYTES that is more than a host
+should hold once a core, so there the first worker of a host writes the prepared factors to a file named by the
+model's version, and all its workers map that one copy.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pyspark import Broadcast, SparkContext
+
+from foldin.kernels import MEMORY_MAP_BYTES, ItemFactors, cached
+from foldin.registry import Model
+
+__all__ = ["ShippedModel", "host_cache_dir"]
+
+_DAYS_KEPT = 2
+
+_loaded: dict[str, Model] = {}  # the one model of this worker process, by version
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """What a task's closure carries; small to pickle, whatever the model's size."""
+
+    version: str
+    parts: Broadcast[dict[str, Any]]
+    """Model's fields but its item factors."""
+    items: Broadcast[ItemFactors]
+    memory_mapped: bool
+
+    @classmethod
+    def ship(cls, context: SparkContext, model: Model, *, threshold: int = MEMORY_MAP_BYTES) -> ShippedModel:
+        """Broadcast a model; its factors are unpickled by each worker, or past `threshold` bytes once a host."""
+        parts = {f.name: getattr(model, f.name) for f in fields(model) if f.name != "items"}
+        mapped = model.items.nbytes > threshold
+        return cls(model.version, context.broadcast(parts), context.broadcast(model.items), mapped)
+
+    def value(self) -> Model:
+        """The model, in a worker: kept for the tasks that follow, in place of the version before it."""
+        if self.version not in _loaded:
+            items = cached(host_cache_dir(), self.version, self._build) if self.memory_mapped else self.items.value
+            _loaded.clear()
+            _loaded[self.version] = Model(items=items, **self.parts.value)
+        return _loaded[self.version]
+
+    def unpersist(self) -> None:
+        """Give up the broadcasts."""
+        self.parts.unpersist()
+        self.items.unpersist()
+
+    def _build(self) -> ItemFactors:
+        """Only the worker that writes the host's file unpickles the broadcast; it also clears away old files."""
+        oldest = time.time() - _DAYS_KEPT * 86_400
+        for file in host_cache_dir().glob("*.items"):
+            if file.stat().st_mtime < oldest:
+                file.unlink(missing_ok=True)  # who has it mapped keeps it
+        return self.items.value
+
+
+def host_cache_dir() -> Path:
+    """This user's folder for model files on this host, readable by nobody else."""
+    folder = Path(tempfile.gettempdir()) / f"foldin-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to somebody else")
+    return folder

@@ -1,0 +1,55 @@
+"""Shipping a model: the same answers by broadcast and through a host's memory-mapped file."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from foldin.folding import fold
+from foldin.publishing import Publisher
+from foldin.registry import Registry
+from foldin.schemas import EVENTS
+from foldin.shipping import ShippedModel, host_cache_dir
+from foldin.training import train
+
+
+@pytest.fixture
+def shipped_both_ways(world, config):
+    """Two models of the same seed and events: one shipped by broadcast, the other through the file."""
+    registry, context = Registry(world), world.spark.sparkContext
+    small = registry.load(registry.active_version())
+    big = registry.load(train(world, config).model_version)
+    yield ShippedModel.ship(context, small), ShippedModel.ship(context, big, threshold=0)
+    (host_cache_dir() / f"{big.version}.items").unlink(missing_ok=True)
+
+
+def test_the_mapped_file_gives_the_same_factors_and_lists(world, shipped_both_ways):
+    by_broadcast, by_file = shipped_both_ways
+    assert (by_broadcast.memory_mapped, by_file.memory_mapped) == (False, True)
+    model = Registry(world).load(by_broadcast.version)
+    users = Publisher(world, 3).histories_at(model, world.version(EVENTS))
+    found = [sorted(fold(users, shipped, 3).collect()) for shipped in (by_broadcast, by_file)]
+    assert found[0] == found[1]
+    assert len(found[0]) == 24
+    assert (host_cache_dir() / f"{by_file.version}.items").is_file()
+
+
+def test_workers_map_the_file_instead_of_holding_a_copy(world, shipped_both_ways):
+    _, by_file = shipped_both_ways
+
+    def mapped(batches):
+        import pyarrow as pa
+
+        for _ in batches:
+            by_file.value()
+            with open("/proc/self/maps") as maps:
+                names = {line.split()[-1] for line in maps if line.rstrip().endswith(".items")}
+            yield pa.RecordBatch.from_arrays([pa.array([os.getpid()]), pa.array([len(names)])], names=["pid", "files"])
+
+    rows = world.spark.range(0, 4, 1, 2).mapInArrow(mapped, "pid long, files long").collect()
+    assert {row["files"] for row in rows} == {1}
+
+
+def test_the_cache_folder_is_this_users_alone():
+    assert host_cache_dir().stat().st_mode & 0o077 == 0
