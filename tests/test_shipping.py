@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,7 @@ def test_workers_map_the_file_instead_of_holding_a_copy(world, shipped_both_ways
 
         for _ in batches:
             by_file.value()
-            with open("/proc/self/maps") as maps:
+            with Path("/proc/self/maps").open() as maps:
                 names = {line.split()[-1] for line in maps if line.rstrip().endswith(".items")}
             yield pa.RecordBatch.from_arrays([pa.array([os.getpid()]), pa.array([len(names)])], names=["pid", "files"])
 

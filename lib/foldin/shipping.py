@@ -23,7 +23,7 @@ __all__ = ["ShippedModel", "host_cache_dir"]
 
 _DAYS_KEPT = 2
 
-_loaded: dict[str, Model] = {}  # the one model of this worker process, by version
+_loaded: dict[tuple[str, bool], Model] = {}  # the one model of this worker process
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,12 @@ class ShippedModel:
 
     def value(self) -> Model:
         """The model, in a worker: kept for the tasks that follow, in place of the version before it."""
-        if self.version not in _loaded:
+        key = (self.version, self.memory_mapped)
+        if key not in _loaded:
             items = cached(host_cache_dir(), self.version, self._build) if self.memory_mapped else self.items.value
             _loaded.clear()
-            _loaded[self.version] = Model(items=items, **self.parts.value)
-        return _loaded[self.version]
+            _loaded[key] = Model(items=items, **self.parts.value)
+        return _loaded[key]
 
     def unpersist(self) -> None:
         """Give up the broadcasts."""
