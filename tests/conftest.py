@@ -63,9 +63,18 @@ def config(make_config: Callable[..., Config]) -> Config:
     return make_config()
 
 
+@pytest.fixture(scope="session")
+def empty_root(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables without rows; tests work on copies."""
+    root = tmp_path_factory.mktemp("empty") / "tables"
+    Tables.of(spark, load_config(sets=[f"tables.root={root}"]).tables)
+    return root
+
+
 @pytest.fixture
-def tables(spark: SparkSession, config: Config) -> Tables:
+def tables(spark: SparkSession, empty_root: Path, tmp_path: Path, config: Config) -> Tables:
     """Fresh tables in the test's own folder."""
+    shutil.copytree(empty_root, tmp_path / "tables")
     return Tables.of(spark, config.tables)
 
 
