@@ -91,6 +91,13 @@ def test_tables_by_name_work_as_tables_by_path_do(spark, make_config, events_fra
         spark.sql("drop schema foldin_by_name cascade")
 
 
+def test_a_relative_root_is_taken_from_the_working_directory(spark, make_config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tables = Tables.of(spark, make_config("tables.root=data/foldin").tables)
+    assert tables.root == str(tmp_path / "data" / "foldin")
+    assert (tmp_path / "data" / "foldin" / "events" / "_delta_log").is_dir()
+
+
 @pytest.mark.parametrize("spec", TABLES, ids=lambda spec: spec.name)
 def test_every_column_says_what_it_is(spec):
     for column in spec.schema:

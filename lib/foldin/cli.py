@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from foldin.config import Config
-from foldin.errors import FoldinError
+from foldin.errors import FoldinError, reason_of
 from foldin.mapping import Mapping, load_settings
 from foldin.session import build_session
 from foldin.tables import Tables
@@ -54,6 +56,10 @@ def run_job(body: Callable[[Job], None], options: argparse.ArgumentParser, argv:
     except FoldinError as error:
         print(f"foldin: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except (PySparkException, Py4JError) as error:
+        logging.getLogger("foldin").debug("the whole of it", exc_info=True)
+        print(f"foldin: {reason_of(error)}", file=sys.stderr)
+        return FoldinError.exit_code
     return 0
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib.resources
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -31,6 +33,7 @@ __all__ = [
     "conf_dir",
     "load_config",
     "read_toml",
+    "shipped_mappings",
     "validate",
 ]
 
@@ -149,10 +152,16 @@ class Config(Section):
     spark: SparkConfig
 
 
-def conf_dir() -> Path:
-    """The folder of the embedded configuration: inside the wheel, or of the checkout."""
-    packaged = Path(__file__).parent / "conf"
+def conf_dir() -> Traversable:
+    """The folder of the embedded configuration: inside the package (maybe a zipped wheel), or of the checkout."""
+    packaged = importlib.resources.files("foldin") / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def shipped_mappings() -> dict[str, Traversable]:
+    """The mapping files that come with foldin, by name."""
+    files = sorted((conf_dir() / "datasets").iterdir(), key=lambda file: file.name)
+    return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
 
 
 def load_config(
@@ -187,14 +196,15 @@ def load_config(
     return validate(Config, data, source="configuration", layers=layers)
 
 
-def read_toml(file: str | Path) -> dict[str, Any]:
+def read_toml(file: str | Path | Traversable) -> dict[str, Any]:
     """The parsed file.
 
     Raises:
         ConfigError: there is no such file, or it is not TOML (with the line).
     """
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        opened = Path(file) if isinstance(file, str) else file
+        return tomllib.loads(opened.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from foldin.config import Config, Section, conf_dir, load_config, read_toml, validate
+from foldin.config import Config, Section, load_config, read_toml, shipped_mappings, validate
 from foldin.errors import ConfigError
 
 __all__ = ["RESERVED", "EventFields", "Mapping", "QuarantineRule", "contract", "load_mapping", "load_settings"]
@@ -98,14 +98,10 @@ def load_mapping(name_or_file: str | Path) -> Mapping:
     Raises:
         ConfigError: no such file, or it breaks a rule, which is named with the key and the value.
     """
-    file = Path(name_or_file)
-    shipped = conf_dir() / "datasets"
-    if file.suffix != ".toml":
-        file = shipped / f"{file.name}.toml"
-        if not file.is_file():
-            known = ", ".join(sorted(path.stem for path in shipped.glob("*.toml")))
-            raise ConfigError(f"no mapping {str(name_or_file)!r}; known: {known}, or a path to a .toml file")
-    return validate(Mapping, read_toml(file), source=str(file))
+    name, shipped = str(name_or_file), shipped_mappings()
+    if not name.endswith(".toml") and name not in shipped:
+        raise ConfigError(f"no mapping {name!r}; known: {', '.join(shipped)}, or a path to a .toml file")
+    return validate(Mapping, read_toml(shipped.get(name, Path(name))), source=str(shipped.get(name, name)))
 
 
 def load_settings(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from delta import configure_spark_with_delta_pip
+from pyspark import SparkConf
 from pyspark.sql import SparkSession
 
 from foldin.config import Config, conf_dir
@@ -41,9 +42,8 @@ _LOCAL = {
     "spark.driver.memory": "2g",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
-    # 50 by default: every small read of a Delta log would start 50 tasks.
-    "spark.databricks.delta.snapshotPartitions": "2",
 }
+_SMALL = ("spark.sql.shuffle.partitions", "spark.databricks.delta.snapshotPartitions")
 
 
 def build_session(config: Config, *, log_file: str | Path | None = None) -> SparkSession:
@@ -72,11 +72,15 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
 
     builder = SparkSession.builder.appName(config.spark.app_name)
     settings = dict(_REQUIRED)
+    given = SparkConf() if submitted else None  # what the submitter said
+    master = config.spark.master if given is None else given.get("spark.master", "local")
+    if master.startswith("local"):
+        # The defaults, 200 and 50, are for clusters: on one machine every small query would start as many tasks.
+        small = dict.fromkeys(_SMALL, str(_local_cores(master)))
+        settings |= {key: value for key, value in small.items() if given is None or not given.contains(key)}
     if not submitted:
-        builder = builder.master(config.spark.master)
-        cores = _local_cores(config.spark.master)
+        builder = builder.master(master)
         settings |= _LOCAL | {
-            "spark.sql.shuffle.partitions": str(cores),
             "spark.driver.extraJavaOptions": f'"-Dlog4j2.configurationFile={conf_dir() / "log4j2.properties"}"',
         }
     for key, value in (settings | config.spark.conf).items():

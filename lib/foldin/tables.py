@@ -8,6 +8,7 @@ Delta applies at most once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from delta.tables import DeltaTable
@@ -41,7 +42,10 @@ class Tables:
     @classmethod
     def of(cls, spark: SparkSession, config: TablesConfig) -> Tables:
         """The configured tables, created where they are missing."""
-        tables = cls(spark, config.root.rstrip("/"), config.catalog)
+        root = config.root.rstrip("/")
+        if "://" not in root:
+            root = str(Path(root).absolute())  # Delta takes a relative path for the name of a table
+        tables = cls(spark, root, config.catalog)
         for spec in TABLES:
             tables._create(spec)
         return tables

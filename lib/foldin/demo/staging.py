@@ -9,7 +9,7 @@ from pathlib import Path
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from foldin.config import Config, conf_dir
+from foldin.config import Config, shipped_mappings
 from foldin.errors import ConfigError
 from foldin.events import judge, parse
 from foldin.mapping import Mapping, load_mapping
@@ -45,7 +45,7 @@ def fitting_mapping(folder: Path) -> str:
     """
     if not folder.is_dir():
         raise ConfigError(f"--data {folder}: there is no such folder")
-    known = {path.stem: load_mapping(path.stem) for path in sorted((conf_dir() / "datasets").glob("*.toml"))}
+    known = {name: load_mapping(name) for name in shipped_mappings()}
     for name, mapping in known.items():
         for file in sorted(folder.rglob(mapping.files)):
             with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
