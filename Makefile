@@ -11,13 +11,13 @@ export PYSPARK_PYTHON := $(CURDIR)/$(PY)
 export PYTHON
 
 # What `make test` leaves out; `make test MARKERS=chaos` runs just that.
-SLOW := chaos or cluster or kafka or notebooks or benchmark
+SLOW := realdata or chaos or cluster or kafka or notebooks or benchmark
 MARKERS = not ($(SLOW))
 DATA ?=
 SIZE ?=
 ARGS ?=
 
-.PHONY: help setup setup-bench demo test check format lock bench bench-kernel bench-top-n package clean distclean
+.PHONY: help setup setup-bench demo test test-data check format lock bench bench-kernel bench-top-n package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -37,6 +37,9 @@ demo: setup ## Run the whole loop on generated events (SIZE=...) or real ones (D
 
 test: setup ## Run the tests but the slow kinds; MARKERS=chaos (cluster, kafka, ...) runs one; ARGS=...
 	@$(PY) -m pytest -m "$(MARKERS)" $(ARGS)
+
+test-data: setup ## Run the tests on the real event logs (FOLDIN_DATA, default ../shared/data)
+	@$(PY) -m pytest -m realdata $(ARGS)
 
 check: setup ## Lint, check format and types, compare the locks with pyproject.toml
 	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests conf/dev

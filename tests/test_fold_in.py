@@ -73,7 +73,7 @@ def test_many_micro_batches_end_where_one_does(world, config, make_config, event
     copy_of(tmp_path / "tables", tmp_path / "other")
     other_config = make_config(f"tables.root={tmp_path / 'other'}")
     other = Tables.of(spark, other_config.tables)
-    rows = [bought(f"x{k}", f"u{k % 5}", ITEMS[(3 * k) % 12], f"2025-02-{9 - k} 00:00:00") for k in range(8)]
+    rows = [bought(f"x{k}", f"u{k % 5}", ITEMS[(3 * k) % 12], f"2025-02-{9 - k} 00:00:00") for k in range(5)]
     for row in rows:
         world.append(events_frame(row), EVENTS)
     one_file_a_batch = make_config("fold_in.max_files_per_trigger=1")

@@ -64,6 +64,9 @@ def train(spark: SparkSession, ratings: pd.DataFrame, rank: int, objective: Obje
     )
 
 
+pytestmark = pytest.mark.realdata
+
+
 @pytest.fixture(scope="module")
 def movielens(data_dir: Path) -> pd.DataFrame:
     table = pd.read_csv(data_dir / "movielens-latest-small" / "ratings.csv.gz")
