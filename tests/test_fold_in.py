@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
+from foldin.config import Config
 from foldin.errors import FoldinError, StateMismatchError
 from foldin.fold_in import FoldIn
 from foldin.publishing import Publisher
@@ -34,6 +35,21 @@ def folded_in_batch(tables: Tables, version: str) -> dict[str, np.ndarray]:
     now = tables.version(EVENTS)
     histories = publisher.histories_at(publisher.model(version), now)
     return vectors(publisher.folded(histories, version, Position.after(now)))
+
+
+def fold_until_killed_before_lists(tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the query, and let it die between its two writes: factors are written, lists are not."""
+    append = Tables.append
+
+    def crash(self, rows, spec, transaction=None):
+        if spec is RECOMMENDATIONS:
+            raise FoldinError("killed")
+        append(self, rows, spec, transaction)
+
+    monkeypatch.setattr(Tables, "append", crash)
+    with pytest.raises(FoldinError, match="killed"):
+        fold_once(tables, config)
+    monkeypatch.undo()
 
 
 def versions(tables: Tables) -> tuple[int, int]:
@@ -109,17 +125,7 @@ def test_a_replayed_batch_writes_nothing_twice(world, config, events_frame, tmp_
 def test_a_crash_between_the_two_writes_loses_and_doubles_nothing(world, config, events_frame, monkeypatch):
     fold_once(world, config)
     world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    append = Tables.append
-
-    def crash(self, rows, spec, transaction=None):
-        if spec is RECOMMENDATIONS:
-            raise FoldinError("killed")
-        append(self, rows, spec, transaction)
-
-    monkeypatch.setattr(Tables, "append", crash)
-    with pytest.raises(FoldinError, match="killed"):
-        fold_once(world, config)
-    monkeypatch.undo()
+    fold_until_killed_before_lists(world, config, monkeypatch)
     fold_once(world, config)
     fresh = "user_id = 'u1' and events = 5"
     assert world.read(USER_FACTORS).where(fresh).count() == 1
@@ -131,17 +137,7 @@ def test_a_batch_keeps_its_model_through_a_crash_and_a_promotion(world, config, 
     fold_once(world, config)
     first = Registry(world).active_version()
     world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    append = Tables.append
-
-    def crash(self, rows, spec, transaction=None):
-        if spec is RECOMMENDATIONS:
-            raise FoldinError("killed")
-        append(self, rows, spec, transaction)
-
-    monkeypatch.setattr(Tables, "append", crash)
-    with pytest.raises(FoldinError, match="killed"):
-        fold_once(world, config)
-    monkeypatch.undo()
+    fold_until_killed_before_lists(world, config, monkeypatch)
     second = train(world, config).model_version
     world.append(events_frame(bought("b", "u3", "i1")), EVENTS)
     fold_once(world, config)
