@@ -20,16 +20,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from foldin.errors import ConfigError
 
 __all__ = [
+    "AlarmConfig",
     "Config",
     "EventsConfig",
     "FoldInConfig",
     "HistoryConfig",
     "IngestConfig",
+    "KafkaConfig",
+    "MetricsConfig",
     "RecommendConfig",
     "Section",
     "SparkConfig",
     "TablesConfig",
     "TrainConfig",
+    "byte_count",
     "conf_dir",
     "load_config",
     "read_toml",
@@ -79,12 +83,38 @@ class EventsConfig(Section):
         return self
 
 
+_BYTES = r"^[1-9][0-9]*[kmg]$"
+
+
+def byte_count(text: str) -> int:
+    """The number of bytes that a setting such as "256m" says."""
+    return int(text[:-1]) << {"k": 10, "m": 20, "g": 30}[text[-1]]
+
+
 class IngestConfig(Section):
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
+    """Names the query and its checkpoint: several ingest jobs at once need one each."""
+    source: Literal["files", "delta", "kafka"]
     landing: str = Field(min_length=1)
+    """Folder of files, for source = "files"."""
+    table: str
+    """Path or name of a Delta table, for source = "delta"."""
     format: Literal["json", "csv", "parquet"]
     files: str = Field(min_length=1)
-    max_files_per_trigger: int = Field(ge=1)
+    max_files_per_trigger: int = Field(ge=0)
+    """Most files of one micro-batch; 0: as many as max_bytes_per_trigger allows."""
+    max_bytes_per_trigger: str = Field(pattern=_BYTES)
+    """Size of a micro-batch's files after which no further one is added."""
     trigger_seconds: float = Field(gt=0, allow_inf_nan=False)
+
+
+class KafkaConfig(Section):
+    bootstrap_servers: str
+    topics: str
+    """Names of topics, with commas between them."""
+    max_offsets_per_trigger: int = Field(ge=1)
+    options: dict[str, str]
+    """Further settings of Kafka's consumer; "${env:NAME}" is taken from the environment when it is used."""
 
 
 class HistoryConfig(Section):
@@ -118,11 +148,36 @@ class TrainConfig(Section):
 class FoldInConfig(Section):
     trigger_seconds: float = Field(gt=0, allow_inf_nan=False)
     max_files_per_trigger: int = Field(ge=1)
+    max_bytes_per_trigger: str = Field(pattern=_BYTES)
     state_partitions: int = Field(ge=1, le=10_000)
+    lists: bool
+    """Write lists beside the factors."""
+    lease_seconds: float = Field(ge=3, le=3600)
+    """Term of the lease on a checkpoint, of ingest and fold-in alike."""
 
 
 class RecommendConfig(Section):
     top_n: int = Field(ge=1, le=10_000)
+
+
+class MetricsConfig(Section):
+    flush_seconds: float = Field(gt=0, allow_inf_nan=False)
+    """A micro-batch's row reaches the table after this long at most; a commit a batch would slow the stream."""
+
+
+class AlarmConfig(Section):
+    lag_seconds: float = Field(gt=0)
+    """How far the stream may be behind its source; inf: no alarm."""
+    freshness_seconds: float = Field(gt=0)
+    """What the p95 of freshness may be; inf: no alarm."""
+    action: Literal["log", "exit"]
+
+    @field_validator("lag_seconds", "freshness_seconds")
+    @classmethod
+    def _not_nan(cls, seconds: float) -> float:
+        if seconds != seconds:
+            raise ValueError("must be a number of seconds or inf")
+        return seconds
 
 
 class SparkConfig(Section):
@@ -145,10 +200,13 @@ class Config(Section):
     tables: TablesConfig
     events: EventsConfig
     ingest: IngestConfig
+    kafka: KafkaConfig
     history: HistoryConfig
     train: TrainConfig
     fold_in: FoldInConfig
     recommend: RecommendConfig
+    metrics: MetricsConfig
+    alarm: AlarmConfig
     spark: SparkConfig
 
 

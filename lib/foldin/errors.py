@@ -11,9 +11,11 @@ from typing import ClassVar
 
 __all__ = [
     "AccountingError",
+    "AlarmError",
     "ConfigError",
     "FoldinError",
     "InvalidInputError",
+    "LeaseError",
     "MissingModelError",
     "PrerequisiteError",
     "SingularSystemError",
@@ -68,6 +70,18 @@ class InvalidInputError(FoldinError, ValueError):
     """A number or shape handed to a kernel has no defined answer (NaN, infinity, out of range)."""
 
     exit_code: ClassVar[int] = 7
+
+
+class LeaseError(FoldinError):
+    """Another process holds the lease on the checkpoint (or has taken it over): try again when its term is over."""
+
+    exit_code: ClassVar[int] = 8
+
+
+class AlarmError(FoldinError):
+    """The stream's lag or freshness is worse than `[alarm]` allows, and its action is `exit`."""
+
+    exit_code: ClassVar[int] = 9
 
 
 def reason_of(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame
 
-from foldin.config import Config
+from foldin.config import Config, byte_count
 from foldin.errors import StateMismatchError
 from foldin.histories import histories, slim
 from foldin.publishing import Publisher
@@ -59,7 +59,11 @@ class FoldIn:
         )
         # The number of state partitions is fixed when a checkpoint is born.
         spark.conf.set("spark.sql.shuffle.partitions", settings.fold_in.state_partitions)
-        events = self.tables.stream(EVENTS, maxFilesPerTrigger=settings.fold_in.max_files_per_trigger)
+        events = self.tables.stream(
+            EVENTS,
+            maxFilesPerTrigger=settings.fold_in.max_files_per_trigger,
+            maxBytesPerTrigger=byte_count(settings.fold_in.max_bytes_per_trigger),
+        )
         run(
             histories(slim(events, types), bound).writeStream.outputMode("update"),
             self._process,

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
-from foldin.config import Config
+from foldin.config import Config, byte_count
 from foldin.errors import AccountingError, ConfigError, reason_of
 from foldin.events import check_expressions, judge, parse
 from foldin.mapping import Mapping
@@ -55,7 +55,7 @@ class Account:
         )
 
 
-def read_landing(spark: SparkSession, mapping: Mapping, folder: str, max_files: int) -> DataFrame:
+def read_landing(spark: SparkSession, mapping: Mapping, folder: str, max_files: int, max_bytes: str) -> DataFrame:
     """The folder as a stream of raw rows: `source_file`, and `raw` (a line) or for Parquet the file's own columns.
 
     Raises:
@@ -66,7 +66,8 @@ def read_landing(spark: SparkSession, mapping: Mapping, folder: str, max_files: 
     options = {
         "pathGlobFilter": mapping.files,
         "recursiveFileLookup": "true",
-        "maxFilesPerTrigger": str(max_files),
+        # Spark takes one of the two limits.
+        **({"maxFilesPerTrigger": str(max_files)} if max_files else {"maxBytesPerTrigger": str(byte_count(max_bytes))}),
         # By default a file that is a week older than the newest is skipped without a word.
         "maxFileAge": "36500d",
     }
@@ -108,7 +109,7 @@ class Ingest:
 
     def __post_init__(self) -> None:
         self.spark = self.tables.spark
-        self.checkpoint = Checkpoint(self.spark, self.tables.path("_checkpoints", "ingest"))
+        self.checkpoint = Checkpoint(self.spark, self.tables.path("_checkpoints", self.config.ingest.name))
         self.account = Account()
         """Of the run under way, or of the last one."""
         self._last: tuple[int, Account] | None = None
@@ -124,8 +125,9 @@ class Ingest:
         """
         self.account, self._last, self._query = Account(), None, None
         check_expressions(self.spark, self.mapping)
+        settings = self.config.ingest
         landing = read_landing(
-            self.spark, self.mapping, self.config.ingest.landing, self.config.ingest.max_files_per_trigger
+            self.spark, self.mapping, settings.landing, settings.max_files_per_trigger, settings.max_bytes_per_trigger
         )
         self._prime()
         judged = judge(parse(landing, self.mapping), self.mapping, self.config.events)
@@ -148,7 +150,7 @@ class Ingest:
             unique.writeStream.outputMode("append"),
             self._process,
             checkpoint=self.checkpoint,
-            name="ingest",
+            name=self.config.ingest.name,
             once=once,
             trigger_seconds=self.config.ingest.trigger_seconds,
             stop=stop,
@@ -216,7 +218,7 @@ class Ingest:
 
     def _running(self) -> StreamingQuery:
         if self._query is None:  # the first batch may begin before start() has returned
-            self._query = next(q for q in self.spark.streams.active if q.name == "ingest")
+            self._query = next(q for q in self.spark.streams.active if q.name == self.config.ingest.name)
         return self._query
 
     def _verify(self) -> None:

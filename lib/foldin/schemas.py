@@ -14,6 +14,7 @@ from pyspark.sql.types import (
     FloatType,
     IntegerType,
     LongType,
+    MapType,
     StringType,
     StructField,
     StructType,
@@ -27,6 +28,7 @@ __all__ = [
     "HISTORY_ITEM",
     "INGEST_LOG",
     "ITEM_FACTORS",
+    "METRICS",
     "MODELS",
     "QUARANTINE",
     "RECOMMENDATIONS",
@@ -204,6 +206,32 @@ MODELS = TableSpec(
     ),
 )
 
+METRICS = TableSpec(
+    "metrics",
+    _columns(
+        ("query", StringType(), "name of the query: fold_in, or the ingest job's"),
+        ("query_id", StringType(), "its id (new with every new checkpoint)"),
+        ("run_id", StringType(), "id of this start of it"),
+        ("batch_id", LongType(), "micro-batch; a replayed one has a row a run"),
+        ("at", TimestampType(), "when the batch was done"),
+        ("rows", LongType(), "rows read from the source"),
+        ("users", LongType(), "fold_in: users folded"),
+        ("seconds", DoubleType(), "of the whole batch"),
+        ("phases", MapType(StringType(), DoubleType()), "seconds by phase"),
+        ("freshness_p50", DoubleType(), "seconds from an event's arrival to its publication, median of the batch"),
+        ("freshness_p95", DoubleType(), "the same, 95th percentile"),
+        ("freshness_p99", DoubleType(), "the same, 99th percentile"),
+        ("lag_seconds", DoubleType(), "how far the batch's end is behind the source; 0 when nothing waits"),
+        ("lag_files", LongType(), "files that wait in the source"),
+        ("lag_bytes", LongType(), "bytes that wait in the source"),
+        ("state_rows", LongType(), "keys in the state: users of fold_in, ids of ingest"),
+        ("state_bytes", LongType(), "memory that the state uses"),
+        ("model_version", StringType(), "fold_in: model that the batch was folded under"),
+        ("metrics_date", DateType(), "date of at: the partition"),
+    ),
+    partition_by=("metrics_date",),
+)
+
 TABLES = (
     EVENTS,
     QUARANTINE,
@@ -212,6 +240,7 @@ TABLES = (
     USER_FACTORS,
     RECOMMENDATIONS,
     MODELS,
+    METRICS,
 )
 
 HISTORY_ITEM = StructType(
