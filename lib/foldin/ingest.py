@@ -1,27 +1,25 @@
-"""The ingest query: a landing folder to `events` and `quarantine`, each row once, each row accounted for."""
+"""The ingest query: a source to `events` and `quarantine`, each row once, each row accounted for."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
-from py4j.protocol import Py4JJavaError
-from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
-from foldin.config import Config, byte_count
-from foldin.errors import AccountingError, ConfigError, reason_of
+from foldin.config import Config
+from foldin.errors import AccountingError
 from foldin.events import check_expressions, judge, parse
 from foldin.mapping import Mapping
 from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE
+from foldin.sources import read_as, read_source
 from foldin.streaming import Checkpoint, GracefulStop, observed_rows, run
 from foldin.tables import Tables, Transaction
 
-__all__ = ["Account", "Ingest", "read_landing"]
+__all__ = ["Account", "Ingest"]
 
 log = logging.getLogger("foldin.ingest")
 
@@ -55,53 +53,9 @@ class Account:
         )
 
 
-def read_landing(spark: SparkSession, mapping: Mapping, folder: str, max_files: int, max_bytes: str) -> DataFrame:
-    """The folder as a stream of raw rows: `source_file`, and `raw` (a line) or for Parquet the file's own columns.
-
-    Raises:
-        ConfigError: there is no such folder, or no Parquet file to take the schema from.
-    """
-    if not _is_folder(spark, folder):
-        raise ConfigError(f"ingest.landing = {folder!r}: there is no such folder")
-    options = {
-        "pathGlobFilter": mapping.files,
-        "recursiveFileLookup": "true",
-        # Spark takes one of the two limits.
-        **({"maxFilesPerTrigger": str(max_files)} if max_files else {"maxBytesPerTrigger": str(byte_count(max_bytes))}),
-        # By default a file that is a week older than the newest is skipped without a word.
-        "maxFileAge": "36500d",
-    }
-    source_file = F.col("_metadata.file_path").alias("source_file")
-    if mapping.format != "parquet":
-        lines = spark.readStream.format("text").options(**options).load(folder)
-        return lines.select(F.col("value").alias("raw"), source_file)
-    batch_options = {k: v for k, v in options.items() if not k.startswith("max")}
-    try:
-        # The columns of all files: with those of any one file, the others' would be lost without a word.
-        schema = spark.read.options(**batch_options, mergeSchema="true").parquet(folder).schema
-    except PySparkException as error:
-        raise ConfigError(
-            f"ingest.landing = {folder!r}: no Parquet files to take one schema from: {reason_of(error)}"
-        ) from error
-    files = spark.readStream.schema(schema).options(**options).parquet(folder)
-    if "source_file" in schema.names:
-        files = files.withColumnRenamed("source_file", "_source_file")
-    return files.select("*", source_file)
-
-
-def _is_folder(spark: SparkSession, folder: str) -> bool:
-    jvm: Any = spark.sparkContext._jvm
-    try:
-        path = jvm.org.apache.hadoop.fs.Path(folder)
-        fs = path.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf())
-        return bool(fs.exists(path) and fs.getFileStatus(path).isDirectory())
-    except (PySparkException, Py4JJavaError) as error:
-        raise ConfigError(f"ingest.landing = {folder!r}: {reason_of(error)}") from error
-
-
 @dataclass
 class Ingest:
-    """One ingest query over a landing folder."""
+    """One ingest query over the configured source."""
 
     tables: Tables
     config: Config
@@ -120,17 +74,15 @@ class Ingest:
 
         Raises:
             AccountingError: the account does not agree with what Spark's deduplication dropped.
-            ConfigError: the landing folder cannot be read, or an expression of the mapping is wrong.
+            ConfigError: the source cannot be read, or an expression of the mapping is wrong.
             FoldinError: the query failed.
         """
         self.account, self._last, self._query = Account(), None, None
         check_expressions(self.spark, self.mapping)
-        settings = self.config.ingest
-        landing = read_landing(
-            self.spark, self.mapping, settings.landing, settings.max_files_per_trigger, settings.max_bytes_per_trigger
-        )
+        mapping = read_as(self.config, self.mapping)
+        landing = read_source(self.spark, self.config, mapping)
         self._prime()
-        judged = judge(parse(landing, self.mapping), self.mapping, self.config.events)
+        judged = judge(parse(landing, mapping), mapping, self.config.events)
         rows = (
             judged.withColumn("ingested_at", F.current_timestamp())
             .withColumn("ingest_date", F.to_date("ingested_at"))

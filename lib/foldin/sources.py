@@ -1,0 +1,110 @@
+"""Where raw rows come from: a folder of files or a Delta table, as a stream.
+
+Each source gives `source_file` (where a person who reads `quarantine` finds the row) and either `raw`, a line
+as it came, or the source's own columns. Sources that know when a row arrived add `arrived_at`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from foldin.config import Config, IngestConfig, byte_count
+from foldin.errors import ConfigError, reason_of
+from foldin.mapping import Mapping
+
+__all__ = ["read_as", "read_source"]
+
+
+def read_as(config: Config, mapping: Mapping) -> Mapping:
+    """The mapping with the format in which the source's rows come: a Delta table has columns, as Parquet has."""
+    return mapping.model_copy(update={"format": "parquet"}) if config.ingest.source == "delta" else mapping
+
+
+def read_source(spark: SparkSession, config: Config, mapping: Mapping) -> DataFrame:
+    """The configured source as a stream of raw rows.
+
+    Returns:
+        source_file, and `raw` (a line) and `arrived_at` (a timestamp), or for Parquet files and Delta tables their
+        own columns.
+
+    Raises:
+        ConfigError: there is no such folder or table, or no Parquet file to take the schema from.
+    """
+    if config.ingest.source == "delta":
+        return _read_delta(spark, config.ingest)
+    return _read_files(spark, config.ingest, mapping)
+
+
+def _limits(settings: IngestConfig) -> dict[str, str]:
+    # Spark takes one of the two limits.
+    if settings.max_files_per_trigger:
+        return {"maxFilesPerTrigger": str(settings.max_files_per_trigger)}
+    return {"maxBytesPerTrigger": str(byte_count(settings.max_bytes_per_trigger))}
+
+
+def _read_files(spark: SparkSession, settings: IngestConfig, mapping: Mapping) -> DataFrame:
+    folder = settings.landing
+    if not _is_folder(spark, folder):
+        raise ConfigError(f"ingest.landing = {folder!r}: there is no such folder")
+    options = {
+        "pathGlobFilter": mapping.files,
+        "recursiveFileLookup": "true",
+        # By default a file that is a week older than the newest is skipped without a word.
+        "maxFileAge": "36500d",
+    }
+    source_file = F.col("_metadata.file_path").alias("source_file")
+    if mapping.format != "parquet":
+        lines = spark.readStream.format("text").options(**options, **_limits(settings)).load(folder)
+        arrived_at = F.col("_metadata.file_modification_time").alias("arrived_at")
+        return lines.select(F.col("value").alias("raw"), source_file, arrived_at)
+    try:
+        # The columns of all files: with those of any one file, the others' would be lost without a word.
+        schema = spark.read.options(**options, mergeSchema="true").parquet(folder).schema
+    except PySparkException as error:
+        raise ConfigError(
+            f"ingest.landing = {folder!r}: no Parquet files to take one schema from: {reason_of(error)}"
+        ) from error
+    files = spark.readStream.schema(schema).options(**options, **_limits(settings)).parquet(folder)
+    return _without_source_file(files).select("*", source_file)
+
+
+def _read_delta(spark: SparkSession, settings: IngestConfig) -> DataFrame:
+    """A table by path or name; the changes of committed rows are skipped, as the events of an erased user are."""
+    table = settings.table
+    reader = spark.readStream.format("delta").options(**_limits(settings), skipChangeCommits="true")
+    try:
+        if _is_path(table):
+            # Delta takes a relative path for the name of a table.
+            rows = reader.load(table if "://" in table else str(Path(table).absolute()))
+        else:
+            rows = reader.table(table)
+    except PySparkException as error:
+        raise ConfigError(f"ingest.table = {table!r}: {reason_of(error)}") from error
+    return _without_source_file(rows).withColumn("source_file", F.lit(table))
+
+
+def _is_path(table: str) -> bool:
+    """A name has no slash outside backticks."""
+    return "/" in table and not table.rstrip().endswith("`")
+
+
+def _without_source_file(rows: DataFrame) -> DataFrame:
+    """The rows' own column of that name is theirs to keep, under another."""
+    own = [name for name in rows.columns if name.lower() == "source_file"]
+    return rows.withColumnsRenamed(dict.fromkeys(own, "_source_file"))
+
+
+def _is_folder(spark: SparkSession, folder: str) -> bool:
+    jvm: Any = spark.sparkContext._jvm
+    try:
+        path = jvm.org.apache.hadoop.fs.Path(folder)
+        fs = path.getFileSystem(spark._jsparkSession.sessionState().newHadoopConf())
+        return bool(fs.exists(path) and fs.getFileStatus(path).isDirectory())
+    except (PySparkException, Py4JJavaError) as error:
+        raise ConfigError(f"ingest.landing = {folder!r}: {reason_of(error)}") from error
