@@ -13,9 +13,10 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from foldin.checkpoints import Checkpoint
 from foldin.errors import FoldinError, StateMismatchError, reason_of
 from foldin.schemas import Position
-from foldin.streaming import Checkpoint, GracefulStop, observed_rows, run
+from foldin.streaming import GracefulStop, observed_rows, run
 
 
 @pytest.fixture

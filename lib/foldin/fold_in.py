@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame
 
+from foldin.checkpoints import Checkpoint, Offset
 from foldin.config import Config, byte_count
 from foldin.errors import StateMismatchError
 from foldin.histories import histories, slim
+from foldin.leases import Lease
+from foldin.monitoring import Monitor, observe_arrival
 from foldin.publishing import Publisher
-from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position
-from foldin.streaming import Checkpoint, GracefulStop, Offset, run
+from foldin.schemas import EVENTS, Position
+from foldin.streaming import GracefulStop, run
 from foldin.tables import Tables, Transaction
 
 __all__ = ["FoldIn"]
@@ -36,24 +39,32 @@ class FoldIn:
     """Position of `events` that this run's last batch included."""
 
     def __post_init__(self) -> None:
-        self.publisher = Publisher(self.tables, self.config.recommend.top_n)
+        self.publisher = Publisher(self.tables, self.config.recommend.top_n if self.config.fold_in.lists else 0)
         self.checkpoint = Checkpoint(self.tables.spark, self.tables.path("_checkpoints", "fold_in"))
 
     def run(self, *, once: bool, stop: GracefulStop | None = None) -> int:
         """Fold everything that is there (`once`) or until a signal; the number of users published.
 
         Raises:
+            LeaseError: another process runs this query.
             StateMismatchError: the checkpoint was born under other settings.
         """
+        with Lease(self.checkpoint, self.config.fold_in.lease_seconds) as lease:
+            self._run(lease, once=once, stop=stop)
+        return self.users
+
+    def _run(self, lease: Lease, *, once: bool, stop: GracefulStop | None) -> None:
         settings, spark = self.config, self.tables.spark
         types = tuple(settings.events.weights)
         bound = settings.history.max_events_per_user
+        lists = settings.fold_in.lists
         self.checkpoint.check_fingerprint(
             {
                 "layout": 1,
                 "max_events_per_user": bound,
                 "event_types": list(types),
                 "state_partitions": settings.fold_in.state_partitions,
+                "seen_items": lists,
             },
             rebuild=f"delete {self.checkpoint.path} and start again: the state is rebuilt from events.",
         )
@@ -64,16 +75,20 @@ class FoldIn:
             maxFilesPerTrigger=settings.fold_in.max_files_per_trigger,
             maxBytesPerTrigger=byte_count(settings.fold_in.max_bytes_per_trigger),
         )
-        run(
-            histories(slim(events, types), bound).writeStream.outputMode("update"),
-            self._process,
-            checkpoint=self.checkpoint,
-            name="fold_in",
-            once=once,
-            trigger_seconds=settings.fold_in.trigger_seconds,
-            stop=stop,
-        )
-        return self.users
+        stop = stop or GracefulStop()
+        events = observe_arrival(events, "ingested_at")
+        with Monitor(self.tables, settings, "fold_in", self.checkpoint, stop) as self.monitor:
+            run(
+                histories(slim(events, types), bound, seen=lists).writeStream.outputMode("update"),
+                self.monitor.around(self._process),
+                checkpoint=self.checkpoint,
+                name="fold_in",
+                once=once,
+                lease=lease,
+                trigger_seconds=settings.fold_in.trigger_seconds,
+                stop=stop,
+                on_start=self.monitor.follow,
+            )
 
     def _process(self, batch: DataFrame, batch_id: int) -> None:
         started = time.monotonic()
@@ -86,6 +101,7 @@ class FoldIn:
             # No model yet, or histories are still partial: take the events into the state, publish nothing.
             batch.write.format("noop").mode("overwrite").save()
             self.reached = offset.position
+            self.monitor.note(batch_id, published=False)
             log.info(
                 "batch %d: events up to %s taken into the state, nothing to publish yet", batch_id, offset.position
             )
@@ -93,12 +109,15 @@ class FoldIn:
         self._check_bound(version)
         if self._must_catch_up(batch_id, before, version):
             batch.write.format("noop").mode("overwrite").save()
-            since = self._published(version, rebuilt=before is None or before.in_snapshot)
+            rebuilt = before is None or before.in_snapshot
+            since = self._published(version, rebuilt=rebuilt)
             users = self.publisher.catch_up(version, since, offset.position, transaction)
             kind = f"caught up from {since} under {version}"
         else:
             users = self.publisher.publish(batch, version, offset.position, transaction)
-            kind = "folded"
+            rebuilt, kind = False, "folded"
+        phases = self.publisher.phases
+        self.monitor.note(batch_id, users=users, model_version=version, published=not rebuilt, phases=phases)
         self.users += users
         self.reached = offset.position
         log.info(
@@ -137,11 +156,11 @@ class FoldIn:
         if not rebuilt:
             return promotion.caught_up
         reached = []
-        for spec in (USER_FACTORS, RECOMMENDATIONS):
+        for spec in self.publisher.written:
             rows = self.tables.read(spec).where(f"model_version = '{version}'")
             row = rows.selectExpr("max(struct(events_version, events_index)) as position").first()
             reached.append(Position(*row["position"]) if row and row["position"] else promotion.caught_up)
-        # Factors are written before lists: the smaller one is what both include.
+        # After a crash one of the tables may be a batch ahead: the smaller one is what both include.
         return max(promotion.caught_up, min(reached))
 
     def _check_bound(self, version: str) -> None:

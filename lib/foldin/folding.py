@@ -21,7 +21,8 @@ __all__ = ["fold"]
 def fold(histories: DataFrame, model: ShippedModel, n: int) -> DataFrame:
     """Factors and top-N of every user of `histories` (user_id, history, seen) under one model: rows of FOLDED.
 
-    Both come from one pass because the batch of a stateful query is recomputed for every action on it.
+    Both come from one pass because the batch of a stateful query is recomputed for every action on it. With n = 0
+    only factors are made, and lists are empty.
     """
     return histories.select("user_id", "history", "seen").mapInArrow(_folder(model, n), FOLDED)
 
@@ -41,24 +42,11 @@ def fold_batch(batch: pa.RecordBatch, model: Model, n: int) -> pa.RecordBatch:
     indptr = np.searchsorted(found.user, np.arange(len(users) + 1))
     histories = Histories(indptr, model.index_of(found.item), found.strength)
     factors = fold_in(model.items, histories, user_ids=users)
-
-    seen = batch.column("seen")
-    seen_indptr = np.concatenate(([0], np.cumsum(seen.value_lengths().fill_null(0).to_numpy())))
-    seen_items = model.index_of(seen.flatten().to_numpy())
-    top = top_n(model.items, factors, n, seen=(seen_indptr, seen_items))
-    indices, scores = top.indices.copy(), top.scores.copy()
-
+    source = np.full(len(users), "als", dtype=object)
     # A zero vector scores every item 0: such users get the most popular items that they have not seen.
     zero = np.flatnonzero(~factors.any(axis=1))
-    if zero.size:
-        lengths = np.diff(seen_indptr)[zero]
-        of_zero = np.repeat(seen_indptr[zero], lengths) + _ranges(lengths)
-        ones = np.ones((zero.size, 1), dtype=np.float32)
-        seen_of_zero = (np.concatenate(([0], np.cumsum(lengths))), seen_items[of_zero])
-        popular = top_n(model.popular, ones, n, seen=seen_of_zero)
-        indices[zero], scores[zero] = popular.indices, popular.scores
-    source = np.full(len(users), "als", dtype=object)
     source[zero] = "popularity"
+    indices, scores = _best(batch, model, factors, zero, n) if n else _nothing(len(users))
     return pa.RecordBatch.from_arrays(
         [
             users,
@@ -69,6 +57,32 @@ def fold_batch(batch: pa.RecordBatch, model: Model, n: int) -> pa.RecordBatch:
         ],
         names=FOLDED.names,
     )
+
+
+_Ranking = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]
+
+
+def _nothing(users: int) -> _Ranking:
+    return np.empty((users, 0), np.int32), np.empty((users, 0), np.float32)
+
+
+def _best(
+    batch: pa.RecordBatch, model: Model, factors: npt.NDArray[np.float32], zero: npt.NDArray[np.intp], n: int
+) -> _Ranking:
+    """The n best unseen items of every user, (n_users, n) rows of the model and scores; by popularity for `zero`."""
+    seen = batch.column("seen")
+    seen_indptr = np.concatenate(([0], np.cumsum(seen.value_lengths().fill_null(0).to_numpy())))
+    seen_items = model.index_of(seen.flatten().to_numpy())
+    top = top_n(model.items, factors, n, seen=(seen_indptr, seen_items))
+    indices, scores = top.indices.copy(), top.scores.copy()
+    if zero.size:
+        lengths = np.diff(seen_indptr)[zero]
+        of_zero = np.repeat(seen_indptr[zero], lengths) + _ranges(lengths)
+        ones = np.ones((zero.size, 1), dtype=np.float32)
+        seen_of_zero = (np.concatenate(([0], np.cumsum(lengths))), seen_items[of_zero])
+        popular = top_n(model.popular, ones, n, seen=seen_of_zero)
+        indices[zero], scores[zero] = popular.indices, popular.scores
+    return indices, scores
 
 
 def _ranked(model: Model, indices: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> pa.ListArray:

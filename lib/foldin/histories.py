@@ -88,16 +88,19 @@ def slim(events: DataFrame, types: Iterable[str]) -> DataFrame:
     ).where("type is not null")
 
 
-def histories(slimmed: DataFrame, max_events: int) -> DataFrame:
+def histories(slimmed: DataFrame, max_events: int, *, seen: bool = True) -> DataFrame:
     """Each user's history and seen items; in a batch, or as a stream's state with update mode.
 
     Returns:
         user_id; history: at most `max_events` of `HISTORY_ITEM`, the most recent by (time, event);
-        seen: the hash of every item that the user ever had, whatever the bound.
+        seen: the hash of every item that the user ever had, whatever the bound; null where only factors are asked for.
     """
     event = F.struct(*HISTORY_ITEM.names)
     recent = F.max_by(event, F.struct("time", "event"), max_events)
-    return slimmed.groupBy("user_id").agg(recent.alias("history"), F.collect_set("item").alias("seen"))
+    users = slimmed.groupBy("user_id")
+    if seen:
+        return users.agg(recent.alias("history"), F.collect_set("item").alias("seen"))
+    return users.agg(recent.alias("history")).withColumn("seen", F.lit(None).cast("array<bigint>"))
 
 
 def items_of(history: pa.ListArray, definition: HistoryDefinition, as_of_us: int) -> UserItems:

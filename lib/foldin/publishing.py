@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame
@@ -11,13 +13,15 @@ from pyspark.sql import functions as F
 from foldin.folding import fold
 from foldin.histories import histories, slim
 from foldin.registry import Model, Promotion, Registry
-from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position
+from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position, TableSpec
 from foldin.shipping import ShippedModel
 from foldin.tables import Tables, Transaction, position_columns
 
 __all__ = ["Publisher"]
 
 log = logging.getLogger("foldin.publish")
+
+_ROWS_A_FILE = 25_000  # a micro-batch writes one file a table, not one a state partition: half the files to merge later
 
 
 @dataclass
@@ -26,7 +30,10 @@ class Publisher:
 
     tables: Tables
     top_n: int
+    """Length of a list; 0: factors alone, no list is made or written."""
     registry: Registry = field(init=False)
+    phases: dict[str, float] = field(default_factory=dict, init=False)
+    """Seconds that the parts of the last `publish` took."""
     _model: Model | None = None
     _shipped: ShippedModel | None = None
 
@@ -57,16 +64,31 @@ class Publisher:
     def publish(
         self, users: DataFrame, model_version: str, position: Position, transaction: Transaction | None = None
     ) -> int:
-        """Fold `users` under a version and append their factors, then their lists; the number of users."""
+        """Fold `users` under a version and append their factors and their lists; the number of users.
+
+        The two tables are written at the same time: a Delta commit is mostly waiting. Each write is skipped by its own
+        transaction when it is there already, so it does not matter which of them a crash leaves out.
+        """
+        started = time.monotonic()
         rows = self.folded(users, model_version, position).persist()
         try:
+            # One action computes the batch, whatever a replay skips of the writes: a stream's state is committed by it.
             count = rows.count()
+            folded = time.monotonic()
             if count:
-                self.tables.append(rows, USER_FACTORS, transaction)
-                self.tables.append(rows, RECOMMENDATIONS, transaction)
+                merged = rows.coalesce(max(1, count // _ROWS_A_FILE))
+                with ThreadPoolExecutor(len(self.written)) as pool:
+                    for write in [pool.submit(self.tables.append, merged, spec, transaction) for spec in self.written]:
+                        write.result()
         finally:
             rows.unpersist()
+        self.phases = {"fold": folded - started, "write": time.monotonic() - folded}
         return count
+
+    @property
+    def written(self) -> tuple[TableSpec, ...]:
+        """The tables that `publish` appends to."""
+        return (USER_FACTORS, RECOMMENDATIONS) if self.top_n else (USER_FACTORS,)
 
     def histories_at(self, model: Model, version: int, users: DataFrame | None = None) -> DataFrame:
         """The histories of all users (or of `users`: user_id) as of a Delta version of `events`."""
@@ -79,9 +101,12 @@ class Publisher:
         self, model_version: str, since: Position, until: Position, transaction: Transaction | None = None
     ) -> int:
         """Refold every user with an event after `since`, on all events up to `until`; the number of users."""
-        touched = self.tables.appended(EVENTS, since.version, until.last_version).select("user_id").distinct()
-        model = self.model(model_version)
-        users = self.histories_at(model, until.last_version, touched)
+        touched = None
+        if since.version > until.last_version or self.tables.has_version(EVENTS, since.version):
+            touched = self.tables.appended(EVENTS, since.version, until.last_version).select("user_id").distinct()
+        else:
+            log.info("the log of events no longer has version %d: refolding every user", since.version)
+        users = self.histories_at(self.model(model_version), until.last_version, touched)
         return self.publish(users, model_version, until, transaction)
 
     def activate(self, model_version: str, *, reason: str) -> Promotion:

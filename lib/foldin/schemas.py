@@ -95,6 +95,15 @@ _POSITION = (
     ("events_index", LongType(), "position of events that the row includes: index, -1 for whole"),
 )
 
+# What a table that is appended to every second needs to stay as quick as it was on its first day. Delta merges small
+# files in passing, on the commit that finds 50 of them; what a merge replaced, and commits of old, leave the log soon.
+# Nobody reads a day back: a stream that fell behind its log is refused and rebuilt from the table itself.
+_APPENDED_EVERY_SECOND = {
+    "delta.autoOptimize.autoCompact": "true",
+    "delta.deletedFileRetentionDuration": "interval 1 day",
+    "delta.logRetentionDuration": "interval 2 days",
+}
+
 EVENTS = TableSpec(
     "events",
     _columns(
@@ -109,7 +118,7 @@ EVENTS = TableSpec(
     partition_by=("ingest_date",),
     # With the change feed on, an append costs nothing more, and "the events since version v" is a read
     # that the table itself answers.
-    properties={"delta.enableChangeDataFeed": "true"},
+    properties=_APPENDED_EVERY_SECOND | {"delta.enableChangeDataFeed": "true"},
 )
 
 QUARANTINE = TableSpec(
@@ -122,6 +131,7 @@ QUARANTINE = TableSpec(
         *_INGEST_STAMPS,
     ),
     partition_by=("ingest_date",),
+    properties=_APPENDED_EVERY_SECOND,
 )
 
 INGEST_LOG = TableSpec(
@@ -135,6 +145,7 @@ INGEST_LOG = TableSpec(
         ("duplicates", LongType(), "rows dropped because their id (or raw record) was known"),
         ("logged_at", TimestampType(), "when the batch was done"),
     ),
+    properties=_APPENDED_EVERY_SECOND,
 )
 
 ITEM_FACTORS = TableSpec(
@@ -160,6 +171,7 @@ USER_FACTORS = TableSpec(
         ("folded_at", TimestampType(), "clock of the writer (information only; never an order)"),
     ),
     partition_by=("model_version",),
+    properties=_APPENDED_EVERY_SECOND,
 )
 
 RECOMMENDATIONS = TableSpec(
@@ -173,6 +185,7 @@ RECOMMENDATIONS = TableSpec(
         ("folded_at", TimestampType(), "clock of the writer (information only; never an order)"),
     ),
     partition_by=("model_version",),
+    properties=_APPENDED_EVERY_SECOND,
 )
 
 MODELS = TableSpec(
@@ -230,6 +243,7 @@ METRICS = TableSpec(
         ("metrics_date", DateType(), "date of at: the partition"),
     ),
     partition_by=("metrics_date",),
+    properties=_APPENDED_EVERY_SECOND,
 )
 
 TABLES = (

@@ -1,0 +1,155 @@
+"""A running query's checkpoint folder: its id, its offsets, and what foldin keeps beside them."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from py4j.protocol import Py4JJavaError
+from pyspark.sql import SparkSession
+
+from foldin.errors import FoldinError, StateMismatchError
+from foldin.schemas import Position
+
+__all__ = ["Checkpoint", "Offset"]
+
+FINGERPRINT = "foldin.json"
+
+
+@dataclass(frozen=True)
+class Offset:
+    """End offset of a micro-batch over a Delta source."""
+
+    position: Position
+    in_snapshot: bool
+    """The source still reads the table as it was at the query's start: histories are partial."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A query's checkpoint folder, read and written through Hadoop's file system (any URI works)."""
+
+    spark: SparkSession
+    path: str
+
+    def query_id(self) -> str:
+        """The id that Spark gave the query with its checkpoint: new with every new checkpoint."""
+        text = self.read("metadata")
+        assert text is not None  # Spark writes it before the first batch
+        return str(json.loads(text)["id"])
+
+    def delta_offset(self, batch_id: int) -> Offset | None:
+        """The end offset of a batch over one Delta source, or None where there is no such batch."""
+        text = self.read(f"offsets/{batch_id}") if batch_id >= 0 else None
+        if text is None:
+            return None
+        data = json.loads(text.splitlines()[2])  # version, metadata, then one line a source
+        position = Position(int(data["reservoirVersion"]), int(data["index"]))
+        return Offset(position, bool(data["isStartingVersion"]))
+
+    def is_new(self) -> bool:
+        """No batch was ever planned here."""
+        return self.read("offsets/0") is None and self.read("metadata") is None
+
+    def check_fingerprint(self, settings: dict[str, Any], *, rebuild: str) -> None:
+        """Write down what is baked into the state, or compare it with what an earlier start wrote.
+
+        Raises:
+            StateMismatchError: names the setting, both values and how to rebuild.
+        """
+        text = self.read(FINGERPRINT)
+        if text is None:
+            if not self.is_new():
+                raise StateMismatchError(f"{self.path} has no {FINGERPRINT}: not a checkpoint of foldin. {rebuild}")
+            self.write(FINGERPRINT, json.dumps(settings, sort_keys=True))
+            return
+        born = json.loads(text)
+        for key in sorted(settings.keys() | born.keys()):
+            if settings.get(key) != born.get(key):
+                raise StateMismatchError(
+                    f"{key} is {settings.get(key)!r}, but the state in {self.path} was built with {born.get(key)!r}. "
+                    f"Set it back, or: {rebuild}"
+                )
+
+    def read(self, name: str) -> str | None:
+        """The text of a file in the folder, or None where there is none."""
+        fs, path = self._resolve(name)
+        if not fs.exists(path):
+            return None
+        stream = fs.open(path)
+        try:
+            return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
+        finally:
+            stream.close()
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file whole: under another name first, then renamed, so that a crash leaves none or all of it."""
+        fs, path = self._resolve(name)
+        partial = self._jvm.org.apache.hadoop.fs.Path(path.getParent(), f".{path.getName()}.tmp")
+        stream = fs.create(partial, True)
+        stream.write(bytearray(text, "utf-8"))
+        stream.hsync()
+        stream.close()
+        fs.delete(path, False)
+        if not fs.rename(partial, path):
+            raise FoldinError(f"cannot write {path.toString()}")
+
+    def create(self, name: str, text: str) -> bool:
+        """Write a file that must not be there yet; False if it is. Of several that try at once, one succeeds.
+
+        On a local disk the file appears whole or not at all; elsewhere as atomically as the file system's own
+        create-if-absent.
+        """
+        fs, path = self._resolve(name)
+        if fs.getScheme() == "file":
+            target = Path(path.toUri().getPath())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+            partial.write_text(text, encoding="utf-8")
+            try:
+                os.link(partial, target)
+            except FileExistsError:
+                return False
+            finally:
+                partial.unlink()
+            return True
+        try:
+            stream = fs.create(path, False)
+        except Py4JJavaError:
+            if fs.exists(path):
+                return False
+            raise
+        stream.write(bytearray(text, "utf-8"))
+        stream.close()
+        return True
+
+    def list(self, name: str) -> builtins.list[str]:
+        """The names in a folder, without hidden ones; none where there is no such folder."""
+        fs, path = self._resolve(name)
+        if not fs.exists(path):
+            return []
+        names = [str(status.getPath().getName()) for status in fs.listStatus(path)]
+        return [found for found in names if not found.startswith(".")]
+
+    def modified(self, name: str) -> float:
+        """When a file was written, seconds since the epoch."""
+        fs, path = self._resolve(name)
+        return float(fs.getFileStatus(path).getModificationTime()) / 1000
+
+    def delete(self, name: str) -> None:
+        """Delete a file or folder, if it is there."""
+        fs, path = self._resolve(name)
+        fs.delete(path, True)
+
+    @property
+    def _jvm(self) -> Any:
+        return self.spark.sparkContext._jvm
+
+    def _resolve(self, name: str) -> tuple[Any, Any]:
+        path = self._jvm.org.apache.hadoop.fs.Path(f"{self.path}/{name}")
+        return path.getFileSystem(self.spark._jsparkSession.sessionState().newHadoopConf()), path
