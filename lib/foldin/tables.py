@@ -7,6 +7,9 @@ Delta applies at most once.
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,16 +86,43 @@ class Tables:
         changes = self._load(reader, spec).where("_change_type = 'insert'")
         return changes.drop("_change_type", "_commit_version", "_commit_timestamp")
 
-    def append(self, rows: DataFrame, spec: TableSpec, transaction: Transaction | None = None) -> None:
-        """Append `rows` (its columns by name), once if `transaction` is given."""
+    def append(
+        self, rows: DataFrame, spec: TableSpec, transaction: Transaction | None = None, *, metadata: str | None = None
+    ) -> None:
+        """Append `rows` (its columns by name), once if `transaction` is given.
+
+        Args:
+            metadata: what the commit is to say of itself in the table's log (`userMetadata`).
+        """
         writer = rows.select(*spec.schema.names).write.format("delta").mode("append")
         if transaction is not None:
             writer = writer.option("txnAppId", transaction.app_id)
             writer = writer.option("txnVersion", transaction.version)
-        if self.catalog:
-            writer.saveAsTable(self.catalog_name(spec))
-        else:
-            writer.save(self.path(spec.name))
+        if metadata is not None:
+            writer = writer.option("userMetadata", metadata)
+        with self.locked(spec):
+            if self.catalog:
+                writer.saveAsTable(self.catalog_name(spec))
+            else:
+                writer.save(self.path(spec.name))
+
+    @contextmanager
+    def locked(self, spec: TableSpec) -> Iterator[None]:
+        """Keep other processes of this machine from committing to the table meanwhile.
+
+        A local file system has no "rename unless it exists", by which one of two commits of the same version would
+        lose: Delta asks whether the file is there, then renames, and between the two another process's commit can
+        be overwritten. So on a local root every commit is made under a lock. It is the kernel's: SIGKILL frees it.
+        Elsewhere Delta's log store sees to it, and this does nothing.
+        """
+        if "://" in self.root and not self.root.startswith("file://"):
+            yield
+            return
+        folder = Path(self.root.removeprefix("file://")) / "_locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / spec.name).open("ab") as file:  # closing it gives the lock back
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def version(self, spec: TableSpec) -> int:
         """The table's current Delta version."""
@@ -102,11 +132,15 @@ class Tables:
 
     def has_version(self, spec: TableSpec, version: int) -> bool:
         """Whether the table's log has that commit: one look at a file name, no query."""
+        return self._exists(f"{self.location(spec)}/_delta_log/{version:020d}.json")
+
+    def location(self, spec: TableSpec) -> str:
+        """The folder or URI of the table's files."""
         if spec.name not in self._locations:
             row = self.spark.sql(f"describe detail {self.name(spec)}").first()
             assert row is not None
             self._locations[spec.name] = row["location"]
-        return self._exists(f"{self._locations[spec.name]}/_delta_log/{version:020d}.json")
+        return self._locations[spec.name]
 
     def catalog_name(self, spec: TableSpec) -> str:
         """catalog.schema.table"""
