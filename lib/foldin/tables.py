@@ -43,15 +43,21 @@ class Tables:
     _locations: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def of(cls, spark: SparkSession, config: TablesConfig) -> Tables:
-        """The configured tables, created where they are missing."""
+    def of(cls, spark: SparkSession, config: TablesConfig, *, create: bool = True) -> Tables:
+        """The configured tables, created where they are missing (but not for who only reads: `create` False)."""
         root = config.root.rstrip("/")
         if "://" not in root:
             root = str(Path(root).absolute())  # Delta takes a relative path for the name of a table
         tables = cls(spark, root, config.catalog)
-        for spec in TABLES:
+        for spec in TABLES if create else ():
             tables._create(spec)
         return tables
+
+    def exists(self, spec: TableSpec) -> bool:
+        """Whether the table is there."""
+        if self.catalog:
+            return bool(self.spark.catalog.tableExists(self.catalog_name(spec)))
+        return self._exists(f"{self.path(spec.name)}/_delta_log")
 
     def path(self, *parts: str) -> str:
         """A path under the root, for checkpoints and the like."""
@@ -161,7 +167,7 @@ class Tables:
         if self.catalog:
             self._create_by_name(spec)
             return
-        if self._exists(f"{self.path(spec.name)}/_delta_log"):
+        if self.exists(spec):
             return  # a look at a folder; asking Delta costs a tenth of a second a table, at every start of a job
         builder = DeltaTable.createIfNotExists(self.spark).addColumns(spec.schema)
         builder = builder.location(self.path(spec.name)).partitionedBy(*spec.partition_by)
