@@ -16,8 +16,10 @@ MARKERS = not ($(SLOW))
 DATA ?=
 SIZE ?=
 ARGS ?=
+KILLS ?= 8
+SEED ?=
 
-.PHONY: help setup setup-bench demo test test-data check format lock bench bench-kernel bench-top-n package clean distclean
+.PHONY: help setup setup-bench demo test test-data chaos check format lock bench bench-kernel bench-top-n package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -40,6 +42,9 @@ test: setup ## Run the tests but the slow kinds; MARKERS=chaos (cluster, kafka, 
 
 test-data: setup ## Run the tests on the real event logs (FOLDIN_DATA, default ../shared/data)
 	@$(PY) -m pytest -m realdata $(ARGS)
+
+chaos: setup ## Kill running jobs at random and on purpose, damage their files (KILLS=30 for longer, SEED=...)
+	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -m chaos tests/chaos $(ARGS)
 
 check: setup ## Lint, check format and types, compare the locks with pyproject.toml
 	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests conf/dev

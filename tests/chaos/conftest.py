@@ -1,0 +1,81 @@
+"""An installation with a past to be copied, a voice that pytest does not swallow, and a summary."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from chaos.processes import Job
+from chaos.worlds import World, copy_of, past_of
+
+_SUMMARY: list[str] = []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here starts and kills processes, or takes its time."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("benchmark"):
+            item.add_marker("chaos")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _SUMMARY:
+        terminalreporter.section("chaos")
+        for line in _SUMMARY:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """SEED, or a new one; it is printed, so that the same kills can be tried again."""
+    return int(os.environ.get("SEED") or random.randrange(1_000_000))
+
+
+@pytest.fixture(scope="session")
+def kills() -> int:
+    return int(os.environ.get("KILLS") or 8)
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Print a line at once, whatever pytest does with output."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def aloud(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            print(line, flush=True)
+
+    return aloud
+
+
+@pytest.fixture(scope="session")
+def summary() -> list[str]:
+    """Lines of the table at the end."""
+    return _SUMMARY
+
+
+@pytest.fixture(scope="session")
+def past(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Not to be changed."""
+    return past_of(spark, tmp_path_factory.mktemp("past"))
+
+
+@pytest.fixture
+def make_world(past: World, tmp_path: Path) -> Callable[..., World]:
+    """Copies of the past under a name: make_world(name, *settings, landing=...)."""
+    return lambda name="world", *more, landing=None: copy_of(past, tmp_path / name, *more, landing=landing)
+
+
+@pytest.fixture
+def jobs() -> Iterator[list[Job]]:
+    """Jobs that are killed when the test is over, however it ends."""
+    started: list[Job] = []
+    yield started
+    for job in started:
+        if job.process is not None:
+            job.kill()
