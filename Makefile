@@ -19,7 +19,7 @@ ARGS ?=
 KILLS ?= 8
 SEED ?=
 
-.PHONY: help setup setup-bench demo test test-data chaos check format lock bench bench-kernel bench-top-n package clean distclean
+.PHONY: help setup setup-bench demo test test-data chaos check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -59,13 +59,16 @@ format: setup ## Format the code and mend what ruff can mend
 lock: ## Remake the locks in conf/dev from pyproject.toml (needs the network; UPGRADE=1 for newer ones)
 	@python=$$(conf/dev/find-python) && PYTHON="$$python" UPGRADE="$(UPGRADE)" conf/dev/remake-locks
 
-bench: bench-kernel bench-top-n ## Time foldin against its peers (installs conf/dev/bench.lock)
+bench: bench-kernel bench-top-n bench-stream ## Time foldin against its peers (installs conf/dev/bench.lock)
 
 bench-kernel: setup-bench ## Time the fold-in kernel against its peers
 	@$(PY) tests/benchmarks/bench_kernel.py $(ARGS)
 
 bench-top-n: setup ## Time top-10 for all users against MLlib's own
 	@$(PY) tests/benchmarks/bench_top_n.py $(ARGS)
+
+bench-stream: setup ## Time the stream: micro-batches, rates, freshness, soak (hours; ARGS="--only batch --sizes 50000")
+	@$(PY) tests/benchmarks/bench_stream.py $(ARGS)
 
 package: setup ## Build the wheel into dist/
 	@$(PY) -m hatchling build -t wheel -d dist

@@ -1,0 +1,202 @@
+"""The stream, measured: seconds a micro-batch by the number of users, rates, state, freshness, and a soak.
+
+`make bench-stream`. It makes its own data from a seed. What is compared takes turns, batch by batch, in one session:
+the product's fold-in query, a bare Delta-to-Delta copy stream, and the usual design with MERGE. Each size and each
+section runs in a process of its own, so that all start with a cold JVM of the same age. Seconds are Spark's own
+batchDuration; CPU seconds are those of all processes from a batch's landing to the end of its micro-batch, which a busy
+machine inflates less. Tables go to stdout as they are made and to build/bench/stream.md, progress to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from stream_freshness import FreshnessPlan, measure_freshness
+from stream_report import Report, aims_table, machine, progress
+from stream_sizes import SizePlan, measure_size
+from stream_soak import SoakPlan, measure_soak
+from stream_world import Settings, session
+
+OUTPUT = Path(__file__).parents[2] / "build" / "bench"
+SECTIONS = ("batch", "merge", "sustained", "freshness", "soak")
+OF_A_SIZE = frozenset(SECTIONS[:3])
+
+
+def main() -> int:
+    """Run what is asked for; 0 if every section ran, whatever it measured."""
+    options = _options()
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    whole = Report()
+    whole.say("# make bench-stream")
+    whole.say()
+    whole.say(f"`{' '.join(['bench_stream.py', *sys.argv[1:]])}` on {machine()}.")
+    whole.say()
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="foldin-bench-", dir=options.work) as folder:
+        settings = Settings(
+            options.items, options.rank, options.seed, Path(folder), options.master, options.driver_memory
+        )
+        for name, section in _sections(options):
+            progress(f"{name} begins")
+            part = _in_process(section, replace(settings, work=settings.work / name), options)
+            if part is None:
+                failed.append(name)
+                continue
+            whole.lines += part.lines
+            whole.values |= part.values
+            _write(whole)
+    _aims(whole, options.sizes)
+    _write(whole)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--sizes", type=_numbers, default=(250_000, 1_000_000, 4_000_000), help="users, with commas")
+    parser.add_argument("--only", type=_names, default=SECTIONS, help=f"sections, of {','.join(SECTIONS)}")
+    parser.add_argument("--work", type=Path, help="folder for the data; what is made there is removed at the end")
+    parser.add_argument("--items", type=int, default=50_000)
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--master", default="local[2]", help="Spark's, of the bench's own sessions")
+    parser.add_argument("--driver-memory", default="6g", help="heap of the bench's own sessions")
+    parser.add_argument("--warm-up", type=int, default=6, help="micro-batches left out")
+    parser.add_argument("--turns", type=int, default=25, help="micro-batches measured")
+    parser.add_argument("--merge-batches", type=int, default=6)
+    parser.add_argument("--rate-batches", type=int, default=5)
+    parser.add_argument("--rate-events", type=int, default=200_000, help="events of a batch at full rate, factors")
+    parser.add_argument("--rate-events-lists", type=int, default=100_000, help="the same with lists")
+    parser.add_argument("--freshness-users", type=int, default=250_000)
+    parser.add_argument("--freshness-seconds", type=float, default=120.0)
+    parser.add_argument("--freshness-rate", type=int, default=1_000, help="events a second")
+    parser.add_argument("--job-master", default="local[2]", help="Spark's, of each of the two jobs")
+    parser.add_argument("--batches", type=int, default=2_000, help="micro-batches of the soak")
+    parser.add_argument("--soak-users", type=int, default=50_000)
+    options = parser.parse_args()
+    if options.work is not None:
+        options.work.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def _sections(options: argparse.Namespace) -> list[tuple[str, Callable[..., None]]]:
+    sections: list[tuple[str, Callable[..., None]]] = []
+    if OF_A_SIZE & set(options.only):
+        sections += [(f"size-{users}", _SizeSection(users)) for users in options.sizes]
+    if "freshness" in options.only:
+        sections.append(("freshness", _freshness))
+    if "soak" in options.only:
+        sections.append(("soak", _soak))
+    return sections
+
+
+class _SizeSection:
+    """One size; a class, because another process unpickles it."""
+
+    def __init__(self, users: int) -> None:
+        self.users = users
+
+    def __call__(self, settings: Settings, options: argparse.Namespace, report: Report) -> None:
+        plan = SizePlan(
+            users=self.users,
+            warm_up=options.warm_up,
+            batches=options.turns,
+            merge_batches=options.merge_batches,
+            rate_batches=options.rate_batches,
+            rate_events=options.rate_events,
+            rate_events_lists=options.rate_events_lists,
+            sections=frozenset(options.only) & OF_A_SIZE,
+        )
+        measure_size(session(settings), settings, plan, report)
+
+
+def _freshness(settings: Settings, options: argparse.Namespace, report: Report) -> None:
+    plan = FreshnessPlan(options.freshness_users, options.freshness_seconds, options.freshness_rate, options.job_master)
+    measure_freshness(settings, plan, report)
+
+
+def _soak(settings: Settings, options: argparse.Namespace, report: Report) -> None:
+    measure_soak(session(settings), settings, SoakPlan(options.soak_users, options.batches), report)
+
+
+def _in_process(section: Callable[..., None], settings: Settings, options: argparse.Namespace) -> Report | None:
+    """The section's report, or None if it failed; its folder is removed."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(prefix=f"{settings.work.name}-", dir=settings.work.parent) as folder:
+        child = context.Process(target=_child, args=(section, replace(settings, work=Path(folder)), options, theirs))
+        child.start()
+        theirs.close()
+        try:
+            report: Report | None = ours.recv()
+        except EOFError:
+            report = None
+        child.join()
+    return report
+
+
+def _child(section: Callable[..., None], settings: Settings, options: argparse.Namespace, pipe: Connection) -> None:
+    report = Report()
+    try:
+        section(settings, options, report)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    pipe.send(report)
+
+
+def _aims(whole: Report, sizes: tuple[int, ...]) -> None:
+    """Put the values beside the aims; sizes stand in for those of the aims where others were asked for."""
+    values, found = whole.values, {}
+
+    def put(key: str, source: str) -> None:
+        if source in values:
+            found[key] = values[source]
+
+    small, large = min(sizes), max(sizes)
+    middle = 1_000_000 if 1_000_000 in sizes else large
+    if small < large:
+        for key, name in (("flat", "factors alone"), ("flat_lists", "top-10 too")):
+            if f"seconds {name} {large}" in values and f"seconds {name} {small}" in values:
+                found[key] = values[f"seconds {name} {large}"] / values[f"seconds {name} {small}"]
+    put("copy_factors", f"copy factors alone {middle}")
+    put("copy_lists", f"copy top-10 too {middle}")
+    put("merge", f"merge {large}")
+    put("rate_factors", f"rate factors {middle}")
+    put("rate_lists", f"rate lists {middle}")
+    for key in ("fresh_p50", "fresh_p95", "slope"):
+        put(key, key)
+    aims_table(whole, found)
+    if (small, middle, large) != (250_000, 1_000_000, 4_000_000):
+        whole.say(f"Measured at {small:,}, {middle:,} and {large:,} users in place of 250k, 1M and 4M.")
+
+
+def _write(report: Report) -> None:
+    (OUTPUT / "stream.md").write_text("\n".join(report.lines) + "\n", encoding="utf-8")
+    (OUTPUT / "stream.json").write_text(json.dumps(report.values, indent=1) + "\n", encoding="utf-8")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in SECTIONS:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(SECTIONS)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())
