@@ -177,6 +177,7 @@ class Monitor:
             action()
         except Exception as error:
             self.errors += 1
+            log.debug("%s: %s", self.query, reason_of(error), exc_info=True)
             if self.errors == 1:
                 log.warning("%s: metrics are incomplete, the stream goes on: %s", self.query, reason_of(error))
 
@@ -196,7 +197,7 @@ class Monitor:
                 self._flush()
 
     def _look_for_idleness(self) -> None:
-        threshold = max(_IDLE, 2 * self.config.fold_in.trigger_seconds)
+        threshold = max(_IDLE, 2 * self.config.fold_in.trigger_seconds, 2 * self.config.ingest.trigger_seconds)
         if self._running is None or self._idle or time.monotonic() - self._quiet_since < threshold:
             return
         if self._under_way is None and not json.loads(self._running._jsq.status().json())["isDataAvailable"]:
@@ -298,7 +299,8 @@ class Monitor:
         del self._buffer[: max(0, len(rows) - _KEPT)]
         rows = self._buffer[:]
         pairs = [row | {"phases": list(row["phases"].items())} for row in rows]
-        frame = self.tables.spark.createDataFrame(pa.Table.from_pylist(pairs, to_arrow_schema(METRICS.schema)))
+        local = pa.Table.from_pylist(pairs, to_arrow_schema(METRICS.schema, timezone="UTC"))
+        frame = self.tables.spark.createDataFrame(local, METRICS.schema)
         self.tables.append(frame.coalesce(1), METRICS)
         del self._buffer[: len(rows)]
 

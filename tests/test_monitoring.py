@@ -1,0 +1,235 @@
+"""A running query seen from outside: rows, lines and alarms, and nothing of it reaches the stream."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from foldin.alarm import Alarm
+from foldin.backlog import DeltaBacklog
+from foldin.checkpoints import Checkpoint, Offset
+from foldin.config import AlarmConfig
+from foldin.errors import AlarmError, FoldinError
+from foldin.fold_in import FoldIn
+from foldin.ingest import Ingest
+from foldin.mapping import contract
+from foldin.monitoring import Monitor
+from foldin.registry import Registry
+from foldin.schemas import EVENTS, METRICS, USER_FACTORS, Position
+from foldin.streaming import GracefulStop
+from world import bought, fold_once
+
+
+def metrics_of(tables, query="fold_in"):
+    return tables.read(METRICS).where(f"query = '{query}'").orderBy("at").collect()
+
+
+def facts(line: str) -> dict[str, str]:
+    """A line of key=value without blanks in its values."""
+    return dict(part.split("=", 1) for part in line.split(" "))
+
+
+def lines_of(caplog, event: str) -> list[dict[str, str]]:
+    lines = [r.getMessage() for r in caplog.records if r.name == "foldin.metrics"]
+    return [facts(line) for line in lines if line.startswith(f"event={event} ")]
+
+
+def _wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_every_micro_batch_has_a_row_and_a_line_with_its_figures(world, make_config, events_frame, caplog):
+    caplog.set_level(logging.INFO, "foldin")
+    fold_once(world, make_config())
+    arrived = time.time()
+    for rows in (
+        (bought("a", "u1", "i0"), bought("b", "new", "i1"), bought("c", "new", "i2")),
+        (bought("d", "u2", "i0"),),
+    ):
+        world.append(events_frame(*rows).coalesce(1), EVENTS)
+    fold_once(world, make_config("fold_in.max_files_per_trigger=1"))
+
+    first, *batches = metrics_of(world)
+    assert (first["rows"], first["state_rows"], first["users"]) == (97, 24, 0)
+    # Events of a rebuilt state may have been published long ago: they are not fresh, and not late either.
+    assert (first["freshness_p50"], first["lag_seconds"]) == (None, 0.0)
+    assert [(row["rows"], row["users"], row["state_rows"]) for row in batches] == [(3, 2, 25), (1, 1, 25)]
+    assert [row["batch_id"] for row in batches] == [1, 2]
+    for row in batches:
+        assert row["model_version"] == Registry(world).active_version()
+        assert 0 < row["freshness_p50"] <= row["freshness_p95"] <= row["freshness_p99"] < time.time() - arrived
+        assert {"fold", "write", "add_batch", "wal_commit", "commit_offsets"} <= row["phases"].keys()
+        assert 0 < row["phases"]["fold"] + row["phases"]["write"] <= row["phases"]["add_batch"] <= row["seconds"]
+        assert row["state_bytes"] > 0
+        assert row["metrics_date"] == row["at"].date()
+        assert row["query_id"] == FoldIn(world, make_config()).checkpoint.query_id()
+    assert batches[0]["run_id"] == batches[1]["run_id"] != first["run_id"]
+    one, two = batches
+    assert (one["lag_files"], two["lag_files"], two["lag_bytes"], two["lag_seconds"]) == (1, 0, 0, 0.0)
+    assert one["lag_bytes"] > 0
+    assert one["lag_seconds"] == pytest.approx(one["freshness_p50"], abs=0.01)  # its events came at one time
+
+    written = lines_of(caplog, "batch")
+    assert [(line["batch_id"], line["rows"], line["users"]) for line in written] == [
+        ("0", "97", "0"), ("1", "3", "2"), ("2", "1", "1")
+    ]  # fmt: skip
+    assert float(written[1]["phases.fold"]) == pytest.approx(one["phases"]["fold"], abs=0.001)
+    assert [line["as"] for line in lines_of(caplog, "start")] == ["new", "resumed"]
+    assert [(line["batches"], line["rows"]) for line in lines_of(caplog, "end")] == [("1", "97"), ("2", "4")]
+
+
+def test_a_failed_batch_is_a_line_with_its_reason_and_its_replay_has_a_row(
+    world, config, events_frame, monkeypatch, caplog
+):
+    fold_once(world, config)
+    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+
+    def fails(*_, **__):
+        raise FoldinError("no disk")
+
+    caplog.set_level(logging.INFO, "foldin")
+    with monkeypatch.context() as broken:
+        broken.setattr("foldin.publishing.Publisher.publish", fails)
+        with pytest.raises(FoldinError, match="no disk"):
+            fold_once(world, config)
+    (line,) = (r.getMessage() for r in caplog.records if "event=failure" in r.getMessage())
+    assert line.endswith('reason="no disk"')
+    assert [row["batch_id"] for row in metrics_of(world)] == [0]
+    fold_once(world, config)
+    assert [row["batch_id"] for row in metrics_of(world)] == [0, 1]
+    assert [(line["as"], line["batch"]) for line in lines_of(caplog, "start")] == [("resumed", "1"), ("replaying", "1")]
+
+
+def test_a_run_without_events_has_no_row(world, config):
+    fold_once(world, config)
+    before = world.version(METRICS)
+    fold_once(world, config)
+    assert world.version(METRICS) == before
+
+
+def test_an_ingest_run_counts_its_source_s_rows_and_not_those_it_is_primed_with(tables, config, tmp_path, events_frame):
+    tables.append(events_frame(bought("known", "u", "i")), EVENTS)
+    row = {"user_id": "u", "item_id": "i", "event_type": "view", "event_time": "2024-05-01"}
+    lines = [json.dumps(row | {"event_id": event_id}) for event_id in ("a", "b", "known")]
+    landed = time.time()
+    (tmp_path / "landing" / "1.json").write_text("\n".join(lines))
+    Ingest(tables, config, contract(config)).run(once=True)
+    (found,) = metrics_of(tables, "ingest")
+    assert (found["rows"], found["users"], found["state_rows"]) == (3, None, 3)
+    assert 0 <= found["freshness_p50"] <= found["freshness_p99"] < time.time() - landed + 1
+    assert found["lag_seconds"] is None  # a folder does not tell what waits in it
+
+
+def test_metrics_that_cannot_be_written_do_not_stop_the_stream(world, config, events_frame, tmp_path, caplog):
+    fold_once(world, config)
+    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    shutil.rmtree(tmp_path / "tables" / "metrics")
+    (tmp_path / "tables" / "metrics").write_text("not a folder")
+    fold = FoldIn(world, config)
+    assert fold.run(once=True) == 1
+    warnings = [r.getMessage() for r in caplog.records if "metrics are incomplete" in r.getMessage()]
+    assert len(warnings) == 1
+    assert fold.monitor.errors > 0
+    assert world.read(USER_FACTORS).where("user_id = 'u1' and events = 5").count() == 1
+
+
+def test_an_idle_stream_says_so_once_and_an_alarm_that_exits_ends_it_after_the_batch(
+    world, make_config, events_frame, monkeypatch, caplog
+):
+    monkeypatch.setattr("foldin.monitoring._IDLE", 0.2)
+    monkeypatch.setattr("foldin.monitoring._TICK", 0.05)
+    caplog.set_level(logging.INFO, "foldin")
+    # No row would be written before the end, so those that are there came with it.
+    config = make_config("alarm.freshness_seconds=0.001", "alarm.action=exit", "metrics.flush_seconds=3600")
+
+    def make_it_late() -> None:
+        _wait_until(lambda: lines_of(caplog, "idle"))
+        time.sleep(1)  # twenty more looks at a stream that is idle all the while
+        world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+
+    thread = threading.Thread(target=make_it_late)
+    thread.start()
+    rule = r"^fold_in: freshness_seconds = .*, alarm\.freshness_seconds allows 0\.001$"
+    with pytest.raises(AlarmError, match=rule) as error:
+        FoldIn(world, config).run(once=False)
+    thread.join()
+    assert error.value.exit_code == 9
+    before = [r.getMessage() for r in caplog.records if r.name in ("foldin.metrics", "foldin.alarm")]
+    kinds = [line.split()[0] if line.startswith("event=") else line[:14] for line in before]
+    assert kinds == ["event=start", "event=batch", "event=idle", "event=batch", "fold_in: ALARM", "event=end"]
+    assert [r.levelname for r in caplog.records if "ALARM" in r.getMessage()] == ["ERROR"]
+    assert [row["batch_id"] for row in metrics_of(world)] == [0, 1]  # a rebuild raised no alarm
+    assert world.read(USER_FACTORS).where("user_id = 'u1' and events = 5").count() == 1
+
+
+@pytest.fixture
+def alarm(caplog) -> Alarm:
+    caplog.set_level(logging.INFO, "foldin")
+    config = AlarmConfig(lag_seconds=10.0, freshness_seconds=5.0, action="log")
+    return Alarm(config, "q", GracefulStop())
+
+
+def test_an_alarm_is_one_line_when_a_limit_breaks_and_one_when_it_holds_again(alarm, caplog):
+    for lag, freshness in ((10.0, None), (11.0, 6.0), (99.0, None), (None, 5.0), (10.0, 4.0)):
+        alarm.lag(lag)
+        alarm.freshness(freshness)
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("ERROR", "q: ALARM: lag_seconds = 11.0, alarm.lag_seconds allows 10"),
+        ("ERROR", "q: ALARM: freshness_seconds = 6.0, alarm.freshness_seconds allows 5"),
+        ("WARNING", "q: alarm over: freshness_seconds = 5.0, the limit is 5"),
+        ("WARNING", "q: alarm over: lag_seconds = 10.0, the limit is 10"),
+    ]
+    alarm.check()
+    assert not alarm.stop._asked.is_set()
+
+
+def test_a_batch_that_hangs_raises_the_alarm_and_its_end_takes_it_back(tables, make_config, monkeypatch, caplog):
+    monkeypatch.setattr("foldin.monitoring._TICK", 0.02)
+    caplog.set_level(logging.INFO, "foldin")
+    hanging = threading.Event()
+    config = make_config("alarm.lag_seconds=0.2", "alarm.action=exit")
+    checkpoint = Checkpoint(tables.spark, tables.path("_checkpoints", "q"))
+    monitor = Monitor(tables, config, "q", checkpoint, GracefulStop())
+    process = monitor.around(lambda batch, batch_id: hanging.wait(60))
+
+    def run() -> None:
+        with monitor:
+            thread = threading.Thread(target=process, args=(None, 7))
+            thread.start()
+            _wait_until(monitor.stop._asked.is_set)
+            hanging.set()
+            thread.join()
+
+    with pytest.raises(AlarmError, match=r"^q: lag_seconds = .*batch 7 is not done yet\)$"):
+        run()
+
+
+def test_the_backlog_of_a_table_is_what_was_appended_beyond_a_position(tables, events_frame, tmp_path):
+    backlog = DeltaBacklog(Checkpoint(tables.spark, str(tmp_path / "tables" / "events" / "_delta_log")))
+
+    def beyond(version: int, index: int = -1, in_snapshot: bool = False):
+        return backlog.beyond(Offset(Position(version, index), in_snapshot))
+
+    assert beyond(1).nothing
+    for n in range(3):
+        tables.append(events_frame(bought(f"e{n}", "u1", "i0")).coalesce(1), EVENTS)
+    files = sorted((tmp_path / "tables" / "events").rglob("*.parquet"))
+    assert (beyond(1).files, beyond(1).bytes) == (3, sum(file.stat().st_size for file in files))
+    assert (beyond(3).files, beyond(3, 0).files, beyond(4).files) == (1, 0, 0)
+    assert beyond(1).since == pytest.approx(time.time(), abs=60)
+    tables.spark.sql(f"optimize {tables.name(EVENTS)}")
+    assert tables.version(EVENTS) == 4
+    assert beyond(4).nothing  # compaction appends no row, and the stream skips an erasure
+    tables.spark.sql(f"delete from {tables.name(EVENTS)} where event_id = 'e0'")
+    assert tables.version(EVENTS) == 5
+    assert beyond(4).nothing
+    assert not beyond(5, 0, in_snapshot=True).nothing

@@ -1,0 +1,94 @@
+"""The health of an installation: its figures, its exit codes, and that looking at it changes nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+import pytest
+
+from foldin.__main__ import main
+from foldin.schemas import EVENTS, INGEST_LOG, METRICS
+from foldin.screen import render
+from foldin.status import freshness_of, health
+from world import bought, fold_once
+
+
+def test_freshness_over_batches_is_exact_for_one_and_follows_the_rows_of_many():
+    assert freshness_of([]) is None
+    assert freshness_of([(10, 1.0, 2.0, 3.0)]) == (1.0, 2.0, 3.0)
+    assert freshness_of([(10, 1.0, 2.0, 3.0), (10, 1.0, 2.0, 3.0)]) == (1.0, 2.0, 3.0)
+    assert freshness_of([(990, 1.0, 1.0, 1.0), (10, 60.0, 60.0, 60.0)]) == (1.0, 1.0, 1.0)
+    assert freshness_of([(940, 1.0, 1.0, 1.0), (60, 60.0, 60.0, 60.0)]) == (1.0, 60.0, 60.0)
+    assert freshness_of([(10, 1.0, 1.0, 1.0), (990, 60.0, 70.0, 80.0)]) == (60.0, 70.0, 80.0)
+
+
+def test_an_empty_root_is_said_to_be_one_exits_3_and_stays_empty(spark, tmp_path, capsys):
+    root = tmp_path / "nothing here"
+    assert main(["status", "--root", str(root)]) == 3
+    printed = capsys.readouterr().out
+    assert "No tables here" in printed
+    assert "Traceback" not in printed
+    assert not root.exists()
+
+
+def test_a_bad_setting_exits_2(capsys):
+    assert main(["status", "--set", "alarm.lag=3"]) == 2
+    assert "alarm.lag_seconds" in capsys.readouterr().err
+
+
+def test_an_installation_without_a_stream_shows_its_tables_and_its_model(world, config, capsys, tmp_path):
+    before = sorted(str(path) for path in (tmp_path / "tables").rglob("*"))
+    assert main(["status", "--root", str(tmp_path / "tables"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sorted(str(path) for path in (tmp_path / "tables").rglob("*")) == before
+    tables = {table["name"]: table for table in found["tables"]}
+    assert {name: table["rows"] for name, table in tables.items()} == {
+        "events": 97, "quarantine": 0, "ingest_log": 0, "item_factors": 12,
+        "user_factors": 24, "recommendations": 24, "models": 2, "metrics": 0,
+    }  # fmt: skip
+    files = list((tmp_path / "tables" / "events").rglob("*.parquet"))
+    assert tables["events"]["files"] == len(files)
+    assert tables["events"]["bytes"] == sum(file.stat().st_size for file in files)
+    model = found["model"]
+    assert (model["rank"], model["users"], model["items"], model["status"]) == (2, 24, 12, "active")
+    assert model["parity"] < 1e-6
+    age = dt.datetime.fromisoformat(found["at"]) - dt.datetime.fromisoformat(model["trained"])
+    assert dt.timedelta(0) <= age < dt.timedelta(hours=1)
+    assert found["account"]["events_apart"] == 97  # the world's events came without an ingest job
+    assert [(stream["query"], stream["at"], stream["holder"]) for stream in found["streams"]] == [
+        ("ingest", None, None), ("fold_in", None, None)
+    ]  # fmt: skip
+
+
+def test_a_stream_shows_its_last_batch_and_what_waits_even_when_it_is_dead(world, make_config, events_frame, capsys):
+    config = make_config("alarm.lag_seconds=3600")
+    world.append(world.spark.createDataFrame([("q", 0, 100, 97, 2, 1, None)], INGEST_LOG.schema), INGEST_LOG)
+    fold_once(world, config)
+    world.append(events_frame(bought("a", "u1", "i0"), bought("b", "new", "i1")), EVENTS)
+    fold_once(world, config)
+    found = health(world, config)
+    (stream,) = (stream for stream in found.streams if stream.query == "fold_in")
+    last = world.read(METRICS).where("batch_id = 1").first()
+    assert (stream.batch_id, stream.batches, stream.state_rows) == (1, 2, 25)
+    assert stream.freshness == (last["freshness_p50"], last["freshness_p95"], last["freshness_p99"])
+    assert (stream.lag_seconds, stream.waiting_files, stream.holder) == (0.0, 0, None)
+    assert stream.rows_per_second == pytest.approx(99 / sum(row["seconds"] for row in world.read(METRICS).collect()))
+    assert (found.exit_code, found.problems) == (0, ())
+    assert found.account.adds_up
+    assert (found.account.events_apart, found.account.quarantine_apart) == (2, -2)
+
+    fresh = health(world, make_config("alarm.freshness_seconds=0.001"))
+    assert fresh.exit_code == 9
+    assert fresh.problems[0][1].endswith("alarm.freshness_seconds allows 0.001")
+
+    world.append(events_frame(bought("c", "u1", "i2")).coalesce(1), EVENTS)
+    late = health(world, make_config("alarm.lag_seconds=0.001"))
+    (stream,) = (stream for stream in late.streams if stream.query == "fold_in")
+    assert stream.waiting_files == 1
+    assert stream.lag_seconds > 0
+    assert late.exit_code == 9
+    lines = render(late).splitlines()
+    assert max(len(line) for line in lines) <= 100
+    assert any(line.startswith("! fold_in: lag_seconds = ") for line in lines)
+    assert "1 files wait" in render(late)
