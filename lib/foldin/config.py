@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from foldin.errors import ConfigError
+from foldin.kafka_options import check_options, is_secret
 
 __all__ = [
     "AlarmConfig",
@@ -109,12 +110,23 @@ class IngestConfig(Section):
 
 
 class KafkaConfig(Section):
-    bootstrap_servers: str
-    topics: str
+    bootstrap_servers: str = Field(pattern=r"^([^\s,]+:[0-9]+(,[^\s,]+:[0-9]+)*)?$")
+    topics: str = Field(pattern=r"^([A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*)?$")
     """Names of topics, with commas between them."""
     max_offsets_per_trigger: int = Field(ge=1)
     options: dict[str, str]
     """Further settings of Kafka's consumer; "${env:NAME}" is taken from the environment when it is used."""
+
+    @property
+    def topic_names(self) -> tuple[str, ...]:
+        """The topics one by one."""
+        return tuple(self.topics.split(","))
+
+    @field_validator("options")
+    @classmethod
+    def _known_and_no_secret(cls, options: dict[str, str]) -> dict[str, str]:
+        check_options(options)
+        return options
 
 
 class HistoryConfig(Section):
@@ -209,6 +221,17 @@ class Config(Section):
     alarm: AlarmConfig
     spark: SparkConfig
 
+    @model_validator(mode="after")
+    def _source_is_said(self) -> Config:
+        needed = {
+            "delta": {"ingest.table": self.ingest.table.strip()},
+            "kafka": {"kafka.bootstrap_servers": self.kafka.bootstrap_servers, "kafka.topics": self.kafka.topics},
+        }
+        missing = [key for key, value in needed.get(self.ingest.source, {}).items() if not value]
+        if missing:
+            raise ValueError(f"ingest.source = {self.ingest.source!r} needs {' and '.join(missing)}")
+        return self
+
 
 def conf_dir() -> Traversable:
     """The folder of the embedded configuration: inside the package (maybe a zipped wheel), or of the checkout."""
@@ -291,18 +314,24 @@ def validate(
         lines: dict[str, list[str]] = {}
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
+            shown = repr(item["input"]) if not _may_be_secret(item["loc"]) else "(not shown)"
             if item["type"] == "extra_forbidden":
-                line = f"unknown key {key} = {item['input']!r}{_nearest(model, item['loc'])}"
+                line = f"unknown key {key} = {shown}{_nearest(model, item['loc'])}"
             elif item["type"] == "missing":
                 line = f"missing key {key}"
             else:
                 rule = item["msg"].removeprefix("Value error, ")
                 # A rule over a whole section names its keys itself.
-                value = "" if isinstance(item["input"], Mapping) else f" = {item['input']!r}"
+                value = "" if isinstance(item["input"], Mapping) else f" = {shown}"
                 line = f"{key}{value}: {rule[0].lower()}{rule[1:]}"
             found = [name for name, layer in layers if _holds(layer, item["loc"])]
             lines.setdefault(found[-1] if found else source, []).append(line)
         raise ConfigError("; ".join(f"{name}: {'; '.join(said)}" for name, said in lines.items())) from error
+
+
+def _may_be_secret(loc: tuple[int | str, ...]) -> bool:
+    """Whether a value must not be shown in an error: whatever is wrong with it, it may be a password."""
+    return loc[:2] == ("kafka", "options") or any(is_secret(str(part)) for part in loc)
 
 
 def _holds(layer: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:
@@ -335,7 +364,8 @@ def _apply_set(data: dict[str, Any], text: str) -> dict[str, Any]:
     path, equals, value = text.partition("=")
     keys = [key.strip() for key in path.split(".", 2)]
     if not equals or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"--set {text!r}: expected section.key=value, such as train.rank=64")
+        shown = f"{path}=..." if is_secret(path) or path.startswith("kafka") else text  # it may hold a password
+        raise ConfigError(f"--set {shown!r}: expected section.key=value, such as train.rank=64")
     try:
         (parsed,) = tomllib.loads(f"value = {value}").values()
     except ValueError:  # not TOML, or TOML of several lines

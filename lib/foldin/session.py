@@ -13,6 +13,7 @@ from pyspark import SparkConf
 from pyspark.sql import SparkSession
 
 from foldin.config import Config, conf_dir
+from foldin.kafka import CONNECTOR
 from foldin.prerequisites import check_prerequisites
 
 __all__ = ["build_session"]
@@ -33,6 +34,9 @@ _REQUIRED = {
     "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",
     "spark.executorEnv.OMP_NUM_THREADS": "1",
     "spark.executorEnv.MKL_NUM_THREADS": "1",
+    # What Spark shows of settings and of a source's options. Its own patterns let Kafka's login line through.
+    "spark.redaction.regex": r"(?i)secret|password|passphrase|token|access[.]?key|jaas|keystore[.]key",
+    "spark.sql.redaction.options.regex": r"(?i)url|secret|password|passphrase|token|jaas|keystore[.]key",
 }
 
 # What suits one machine; a cluster brings its own.
@@ -50,7 +54,8 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
     """The Spark session that foldin needs, made or reused.
 
     Under spark-submit, master, memory and JARs are the submitter's; otherwise the session is local and Ivy brings
-    Delta's JARs (once, about 90 MB; later from its cache, without the network).
+    Delta's JARs (once, about 90 MB; later from its cache, without the network) and, where the source is Kafka, the
+    connector's.
 
     Args:
         config: `[spark]` of it is applied last, so it wins.
@@ -87,8 +92,12 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
         builder = builder.config(key, value)
     if submitted:
         return builder.getOrCreate()
+    # Delta's helper writes this setting anew: what the configuration asks for goes through it.
+    packages = [name.strip() for name in config.spark.conf.get("spark.jars.packages", "").split(",") if name.strip()]
+    if config.ingest.source == "kafka" and CONNECTOR not in packages:
+        packages.append(CONNECTOR)
     with _stderr_to(log_file):
-        return configure_spark_with_delta_pip(builder).getOrCreate()
+        return configure_spark_with_delta_pip(builder, extra_packages=packages).getOrCreate()
 
 
 def _local_cores(master: str) -> int:
