@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from chaos.processes import Job
+from chaos.processes import JVM, Job
 from chaos.worlds import World, copy_of, past_of
+from foldin.config import load_config
+from foldin.session import build_session
 
 _SUMMARY: list[str] = []
 
@@ -57,6 +59,21 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 def summary() -> list[str]:
     """Lines of the table at the end."""
     return _SUMMARY
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """As the other tests' session, but quick to start and to do a thing once: its share here is small."""
+    folder = tmp_path_factory.mktemp("spark")
+    settings = {
+        "spark.sql.warehouse.dir": str(folder / "warehouse"),
+        "spark.driver.extraJavaOptions": f"{JVM} -Dderby.system.home={folder}",
+        "spark.driver.memory": "2g",
+    }
+    sets = ["spark.master='local[2]'"] + [f"spark.conf.{key}='{value}'" for key, value in settings.items()]
+    session = build_session(load_config(sets=sets), log_file=folder / "spark.log")
+    yield session
+    session.stop()
 
 
 @pytest.fixture(scope="session")

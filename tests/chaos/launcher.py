@@ -4,7 +4,8 @@
 
 The process dies when it comes to the boundary that ARM_FILE names, and renames the file to ARM_FILE.fired first:
 "begin batch", "before append TABLE", "after append TABLE", "only append TABLE" (its twin, which is written at the same
-time, is held back), "before pin", "after pin", "end batch" (all is written, Spark has not yet committed the batch).
+time, is held back), "before write FOLDER", "after write FOLDER" (of the checkpoint: pins, accounts), "end batch" (all
+is written, Spark has not yet committed the batch).
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def append_name(_tables: Any, _rows: Any, spec: Any, transaction: Any = None, **
     return f"append {spec.name}" if transaction is not None else None
 
 
-def pin_name(_checkpoint: Any, name: str, _text: Any, **_: Any) -> str | None:
-    return "pin" if name.startswith("pins/") else None
+def write_name(_checkpoint: Any, name: str, _text: Any, **_: Any) -> str | None:
+    folder, slash, _ = name.partition("/")
+    return f"write {folder}" if slash else None
 
 
 def batches(wrap: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,7 +82,7 @@ def batches(wrap: Callable[..., Any]) -> Callable[..., Any]:
 
 
 Tables.append = around(Tables.append, append_name)  # type: ignore[method-assign]
-Checkpoint.write = around(Checkpoint.write, pin_name)  # type: ignore[method-assign]
+Checkpoint.write = around(Checkpoint.write, write_name)  # type: ignore[method-assign]
 GracefulStop.wrap = batches(GracefulStop.wrap)  # type: ignore[method-assign]
 
 sys.argv = sys.argv[2:]

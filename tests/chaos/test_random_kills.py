@@ -29,10 +29,12 @@ from foldin.publishing import Publisher
 from foldin.schemas import EVENTS, QUARANTINE
 
 WRITES = {"ingest": ("quarantine", "events", "ingest_log"), "fold_in": ("user_factors", "recommendations")}
+BACKLOG = 12
+"""Files: on a busy machine a start takes a minute, and the end of the test would wait for what gathered meanwhile."""
 
 
 class Feeder(threading.Thread):
-    """Moves a file into the landing folder every half second or so."""
+    """Moves a file into the landing folder every half second or so, but never runs far ahead of the jobs."""
 
     def __init__(self, world: World, seed: int) -> None:
         super().__init__(daemon=True)
@@ -40,7 +42,8 @@ class Feeder(threading.Thread):
 
     def run(self) -> None:
         while not self.ended.wait(self.random.uniform(0.2, 0.8)):
-            self.world.land(self.random.randrange(1, 60))
+            if self.world.waiting() < BACKLOG:
+                self.world.land(self.random.randrange(1, 60))
 
     def end(self) -> None:
         self.ended.set()

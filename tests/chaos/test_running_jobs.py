@@ -35,7 +35,7 @@ CASES = [
     ("ingest", "after append events", "events written, ingest_log not"),
     ("ingest", "end batch", "all written, commit log not"),
     ("fold_in", "begin batch", "offset written, nothing else"),
-    ("fold_in", "after pin", "model pinned, state not committed"),
+    ("fold_in", "after write pins", "model pinned, state not committed"),
     ("fold_in", "before append user_factors", "state committed, nothing written"),
     ("fold_in", "only append user_factors", "factors written, lists not"),
     ("fold_in", "only append recommendations", "lists written, factors not"),

@@ -50,6 +50,11 @@ class World:
         self.names.append(name)
         return name
 
+    def waiting(self) -> int:
+        """Files that no micro-batch of ingest has begun with yet."""
+        seen = self.installation.checkpoint("ingest").files_seen()
+        return sum(f"/{name}" not in seen for name in self.names)
+
     def job(self, name: str, *more: str, arm: bool = False) -> Job:
         """Not started yet."""
         folder = self.installation.root.parent
