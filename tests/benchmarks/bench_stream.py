@@ -47,10 +47,8 @@ def main() -> int:
         )
         for name, section in _sections(options):
             progress(f"{name} begins")
-            part = _in_process(section, replace(settings, work=settings.work / name), options)
-            if part is None:
-                failed.append(name)
-                continue
+            part, ended = _in_process(section, replace(settings, work=settings.work / name), options)
+            failed += [] if ended else [name]
             whole.lines += part.lines
             whole.values |= part.values
             _write(whole)
@@ -129,8 +127,8 @@ def _soak(settings: Settings, options: argparse.Namespace, report: Report) -> No
     measure_soak(session(settings), settings, SoakPlan(options.soak_users, options.batches), report)
 
 
-def _in_process(section: Callable[..., None], settings: Settings, options: argparse.Namespace) -> Report | None:
-    """The section's report, or None if it failed; its folder is removed."""
+def _in_process(section: Callable[..., None], settings: Settings, options: argparse.Namespace) -> tuple[Report, bool]:
+    """The section's report and whether it ran to its end; its folder is removed."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix=f"{settings.work.name}-", dir=settings.work.parent) as folder:
@@ -138,21 +136,23 @@ def _in_process(section: Callable[..., None], settings: Settings, options: argpa
         child.start()
         theirs.close()
         try:
-            report: Report | None = ours.recv()
-        except EOFError:
-            report = None
+            report: Report = ours.recv()
+        except EOFError:  # it was killed
+            report = Report()
         child.join()
-    return report
+    return report, child.exitcode == 0
 
 
 def _child(section: Callable[..., None], settings: Settings, options: argparse.Namespace, pipe: Connection) -> None:
-    report = Report()
+    report, code = Report(), 0
     try:
         section(settings, options, report)
     except Exception:
         traceback.print_exc()
-        sys.exit(1)
-    pipe.send(report)
+        code = 1
+    pipe.send(report)  # also what a section that failed had measured by then
+    pipe.close()
+    sys.exit(code)
 
 
 def _aims(whole: Report, sizes: tuple[int, ...]) -> None:

@@ -1,7 +1,7 @@
 """The usual design, as the baseline of bench_stream: histories in a Delta table, join, MERGE with deletion vectors.
 
-It is given what helps it: one scan of the histories by a broadcast semi-join, a cached source that MERGE does not
-materialise again, deletion vectors, and foldin's own kernel.
+It is given what helps it: one scan of the histories by a broadcast semi-join, a source that is computed once and that
+MERGE does not materialise again, deletion vectors, and foldin's own kernel.
 """
 
 from __future__ import annotations
@@ -67,8 +67,7 @@ class MergeContender(QueryContender):
         everything = F.flatten(F.collect_list("history"))
         # The first fields are time and event: the order of histories.
         bounded = F.slice(F.sort_array(everything, asc=False), 1, self._definition.max_events)
-        merged = both.agg(bounded.alias("history")).persist()
-        # Before MERGE, which makes Spark forget what it has cached of the table.
+        merged = both.agg(bounded.alias("history")).localCheckpoint()  # MERGE refuses a cached source
         users = merged.withColumn("seen", F.lit(None).cast("array<bigint>"))
         rows = self._publisher.folded(users, self._model_version, Position.after(batch_id))
         self._output.append(rows, USER_FACTORS)
@@ -80,7 +79,6 @@ class MergeContender(QueryContender):
             .whenNotMatchedInsertAll()
             .execute()
         )
-        merged.unpersist()
         new.unpersist()
 
     def largest_difference(self) -> float:

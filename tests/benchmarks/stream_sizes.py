@@ -26,6 +26,7 @@ from foldin.tables import Tables
 
 __all__ = ["SizePlan", "measure_size"]
 
+_HEADER = ("stream", "batches", "median s", "p90 s", "CPU s", "× copy")
 _TRIGGER = "fold_in.trigger_seconds=0.5"  # one stream that waits must not take the other's cores by asking for more
 
 
@@ -97,36 +98,27 @@ def _in_turns(
     rows = [_row(label, rows, taken["copy stream"]) for label, rows in taken.items()]
     report.values[f"seconds {name} {plan.users}"] = median([_seconds(p) for p in taken[name]])
     report.values[f"copy {name} {plan.users}"] = _ratio(taken[name], taken["copy stream"])
+    report.table(f"{plan.users:,} users: seconds a micro-batch of 10,000 events", _HEADER, rows)
+    _report_phases(report, f"{plan.users:,} users, {name}", taken[name], profile)
     if "merge" in plan.sections and not lists:
-        merged, beside, difference = _merge(world, log, plan, product, feed())
-        report.values[f"merge {plan.users}"] = median([_seconds(p) for p in merged]) / median(
-            [_seconds(p) for p in beside]
-        )
-        rows += [_row("MERGE", merged, []), _row("factors alone, in turns with MERGE", beside, [])]
-    header = ["stream", "batches", "median s", "p90 s", "CPU s", "× copy"]
-    report.table(f"{plan.users:,} users: seconds a micro-batch of 10,000 events", header, rows)
-    if "merge" in plan.sections and not lists:
-        ratio = report.values[f"merge {plan.users}"]
-        report.say(f"MERGE takes {ratio:.1f} times as long; its factors differ by at most {difference:.0e}.")
-        report.say()
-    keys = list(taken[name][-1]["durationMs"])
-    spark_phases = [
-        [key, f"{median([p['durationMs'].get(key, 0) for p in taken[name]]) / 1000:.3f}", ""] for key in keys
-    ]
-    ours = [[label, f"{seconds:.3f}", f"{cpu:.2f}"] for label, seconds, cpu in profile]
-    operator = [
-        [f"state: {key}", f"{median([p['stateOperators'][0].get(key, 0) for p in taken[name]]) / 1000:.3f}", ""]
-        for key in ("allUpdatesTimeMs", "commitTimeMs")
-    ]
-    title = f"{plan.users:,} users, {name}: where the seconds go (medians; state: summed over the tasks)"
-    report.table(title, ["phase", "seconds", "CPU s"], spark_phases + ours + operator)
+        _merge(world, log, plan, report, product, feed())
     return taken[name][-1]
 
 
-def _merge(
-    world: World, log: ProgressLog, plan: SizePlan, product: Contender, feed: Tables
-) -> tuple[list[Progress], list[Progress], float]:
-    """Micro-batches of MERGE and of the product, in turns, and how far their factors are apart."""
+def _report_phases(report: Report, of: str, taken: list[Progress], profile: list[tuple[str, float, float]]) -> None:
+    """Spark's own phases, what the product does within addBatch, and the state."""
+    rows = []
+    for key in taken[-1]["durationMs"]:
+        rows.append([key, f"{median([p['durationMs'].get(key, 0) for p in taken]) / 1000:.3f}", ""])
+    rows += [[label, f"{seconds:.3f}", f"{cpu:.2f}"] for label, seconds, cpu in profile]
+    for key in ("allUpdatesTimeMs", "commitTimeMs"):
+        spent = median([p["stateOperators"][0].get(key, 0) for p in taken]) / 1000
+        rows.append([f"state, summed over its tasks: {key}", f"{spent:.3f}", ""])
+    report.table(f"{of}: where the seconds go (medians)", ["phase", "seconds", "CPU s"], rows)
+
+
+def _merge(world: World, log: ProgressLog, plan: SizePlan, report: Report, product: Contender, feed: Tables) -> None:
+    """Micro-batches of MERGE and of the product, in turns."""
     progress(f"{plan.users:,} users: building the table of histories for MERGE")
     merge = MergeContender(log, world, feed)
     merged, beside = [], []
@@ -138,7 +130,13 @@ def _merge(
     difference = merge.largest_difference()
     merge.stop()
     assert difference < 1e-5, f"MERGE and fold-in disagree by {difference}: the baseline does other work"
-    return merged[2:], beside[2:], difference
+    merged, beside = merged[2:], beside[2:]
+    ratio = _ratio(merged, beside)
+    report.values[f"merge {plan.users}"] = ratio
+    rows = [_row("MERGE", merged, []), _row("factors alone", beside, [])]
+    report.table(f"{plan.users:,} users: MERGE and the product, in turns", _HEADER, rows)
+    report.say(f"MERGE takes {ratio:.1f} times as long (median of the turns); the factors differ by {difference:.0e}.")
+    report.say()
 
 
 def _sustained(world: World, plan: SizePlan, report: Report, product: Contender, *, lists: bool) -> Progress:
