@@ -41,14 +41,14 @@ class Checkpoint:
         """The id that Spark gave the query with its checkpoint: new with every new checkpoint."""
         text = self.read("metadata")
         assert text is not None  # Spark writes it before the first batch
-        return str(json.loads(text)["id"])
+        return str(self.parsed("metadata", text)["id"])
 
     def delta_offset(self, batch_id: int) -> Offset | None:
         """The end offset of a batch over one Delta source, or None where there is no such batch."""
         text = self.read(f"offsets/{batch_id}") if batch_id >= 0 else None
         if text is None:
             return None
-        data = json.loads(text.splitlines()[2])  # version, metadata, then one line a source
+        data = self.parsed(f"offsets/{batch_id}", text.splitlines()[2])  # version, metadata, then one line a source
         position = Position(int(data["reservoirVersion"]), int(data["index"]))
         return Offset(position, bool(data["isStartingVersion"]))
 
@@ -68,7 +68,7 @@ class Checkpoint:
                 raise StateMismatchError(f"{self.path} has no {FINGERPRINT}: not a checkpoint of foldin. {rebuild}")
             self.write(FINGERPRINT, json.dumps(settings, sort_keys=True))
             return
-        born = json.loads(text)
+        born = self.parsed(FINGERPRINT, text)
         for key in sorted(settings.keys() | born.keys()):
             if settings.get(key) != born.get(key):
                 raise StateMismatchError(
@@ -76,9 +76,25 @@ class Checkpoint:
                     f"Set it back, or: {rebuild}"
                 )
 
+    def parsed(self, name: str, text: str) -> dict[str, Any]:
+        """The JSON object of a file whose text was read.
+
+        Raises:
+            StateMismatchError: it is none.
+        """
+        try:
+            return dict(json.loads(text))
+        except ValueError as error:
+            raise StateMismatchError(f"{self.path}/{name} is damaged: {error}") from error
+
     def read(self, name: str) -> str | None:
         """The text of a file in the folder, or None where there is none."""
         fs, path = self._resolve(name)
+        if local := _local(fs, path):
+            try:
+                return local.read_text(encoding="utf-8", errors="replace")
+            except FileNotFoundError:
+                return None
         if not fs.exists(path):
             return None
         stream = fs.open(path)
@@ -90,6 +106,15 @@ class Checkpoint:
     def write(self, name: str, text: str) -> None:
         """Write a file whole: under another name first, then renamed, so that a crash leaves none or all of it."""
         fs, path = self._resolve(name)
+        if local := _local(fs, path):
+            partial_file = local.with_name(f".{local.name}.tmp")
+            local.parent.mkdir(parents=True, exist_ok=True)
+            with partial_file.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial_file.replace(local)
+            return
         partial = self._jvm.org.apache.hadoop.fs.Path(path.getParent(), f".{path.getName()}.tmp")
         stream = fs.create(partial, True)
         stream.write(bytearray(text, "utf-8"))
@@ -106,8 +131,7 @@ class Checkpoint:
         create-if-absent.
         """
         fs, path = self._resolve(name)
-        if fs.getScheme() == "file":
-            target = Path(path.toUri().getPath())
+        if target := _local(fs, path):
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
             partial.write_text(text, encoding="utf-8")
@@ -153,3 +177,8 @@ class Checkpoint:
     def _resolve(self, name: str) -> tuple[Any, Any]:
         path = self._jvm.org.apache.hadoop.fs.Path(f"{self.path}/{name}")
         return path.getFileSystem(self.spark._jsparkSession.sessionState().newHadoopConf()), path
+
+
+def _local(fs: Any, path: Any) -> Path | None:
+    """The path where it lies on this machine's own disk: Hadoop starts a process or two for every file there."""
+    return Path(path.toUri().getPath()) if fs.getScheme() == "file" else None

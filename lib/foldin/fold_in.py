@@ -66,7 +66,7 @@ class FoldIn:
                 "state_partitions": settings.fold_in.state_partitions,
                 "seen_items": lists,
             },
-            rebuild=f"delete {self.checkpoint.path} and start again: the state is rebuilt from events.",
+            rebuild=self._rebuild,
         )
         # The number of state partitions is fixed when a checkpoint is born.
         spark.conf.set("spark.sql.shuffle.partitions", settings.fold_in.state_partitions)
@@ -83,12 +83,17 @@ class FoldIn:
                 self.monitor.around(self._process),
                 checkpoint=self.checkpoint,
                 name="fold_in",
+                rebuild=self._rebuild,
                 once=once,
                 lease=lease,
                 trigger_seconds=settings.fold_in.trigger_seconds,
                 stop=stop,
                 on_start=self.monitor.follow,
             )
+
+    @property
+    def _rebuild(self) -> str:
+        return f"delete {self.checkpoint.path} and start again: the state is rebuilt from events."
 
     def _process(self, batch: DataFrame, batch_id: int) -> None:
         started = time.monotonic()
@@ -146,7 +151,7 @@ class FoldIn:
 
     def _read_pin(self, batch_id: int) -> str | None:
         text = self.checkpoint.read(_pin_file(batch_id))
-        version = json.loads(text)["model_version"] if text is not None else None
+        version = self.checkpoint.parsed(_pin_file(batch_id), text)["model_version"] if text is not None else None
         return str(version) if version is not None else None
 
     def _published(self, version: str, *, rebuilt: bool) -> Position:

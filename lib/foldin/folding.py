@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,30 +14,53 @@ from pyspark.sql import DataFrame
 from foldin.histories import items_of
 from foldin.kernels import Histories, fold_in, top_n
 from foldin.registry import Model
-from foldin.schemas import FOLDED
+from foldin.schemas import FOLDED, Position
 from foldin.shipping import ShippedModel
 
-__all__ = ["fold"]
+__all__ = ["Stamps", "fold", "fold_batch"]
 
 
-def fold(histories: DataFrame, model: ShippedModel, n: int) -> DataFrame:
+@dataclass(frozen=True)
+class Stamps:
+    """What every row of one fold carries: the model, the position of `events` that it includes, the writer's clock."""
+
+    model_version: str
+    position: Position
+    folded_at: dt.datetime
+
+    def columns(self, rows: int) -> list[pa.Array]:
+        """The last columns of FOLDED, each (rows,)."""
+        values = (
+            pa.scalar(self.model_version),
+            pa.scalar(self.position.version, pa.int64()),
+            pa.scalar(self.position.index, pa.int64()),
+            pa.scalar(self.folded_at, pa.timestamp("us", tz="UTC")),
+        )
+        return [pa.repeat(value, rows) for value in values]
+
+
+def fold(histories: DataFrame, model: ShippedModel, n: int, position: Position) -> DataFrame:
     """Factors and top-N of every user of `histories` (user_id, history, seen) under one model: rows of FOLDED.
 
     Both come from one pass because the batch of a stateful query is recomputed for every action on it. With n = 0
-    only factors are made, and lists are empty.
+    only factors are made, and lists are empty. The stamps are made by the workers too: as literals of the plan, which
+    differ from batch to batch, they would have Spark compile the code of every batch anew.
     """
-    return histories.select("user_id", "history", "seen").mapInArrow(_folder(model, n), FOLDED)
+    stamps = Stamps(model.version, position, dt.datetime.now(dt.UTC))
+    return histories.select("user_id", "history", "seen").mapInArrow(_folder(model, n, stamps), FOLDED)
 
 
-def _folder(model: ShippedModel, n: int) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _folder(
+    model: ShippedModel, n: int, stamps: Stamps
+) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def convert(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield fold_batch(batch, model.value(), n)
+            yield fold_batch(batch, model.value(), n, stamps)
 
     return convert
 
 
-def fold_batch(batch: pa.RecordBatch, model: Model, n: int) -> pa.RecordBatch:
+def fold_batch(batch: pa.RecordBatch, model: Model, n: int, stamps: Stamps) -> pa.RecordBatch:
     """One Arrow batch of (user_id, history, seen) to one of FOLDED."""
     users = batch.column("user_id")
     found = items_of(batch.column("history"), model.definition, model.as_of_us)
@@ -54,6 +79,7 @@ def fold_batch(batch: pa.RecordBatch, model: Model, n: int) -> pa.RecordBatch:
             pa.array(found.events),
             _ranked(model, indices, scores),
             pa.array(source, pa.string()),
+            *stamps.columns(len(users)),
         ],
         names=FOLDED.names,
     )

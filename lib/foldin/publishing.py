@@ -8,14 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from foldin.folding import fold
 from foldin.histories import histories, slim
 from foldin.registry import Model, Promotion, Registry
 from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position, TableSpec
 from foldin.shipping import ShippedModel
-from foldin.tables import Tables, Transaction, position_columns
+from foldin.tables import Tables, Transaction
 
 __all__ = ["Publisher"]
 
@@ -57,9 +56,7 @@ class Publisher:
         """`users` (user_id, history, seen) folded, with the stamps that both tables share."""
         self.model(model_version)
         assert self._shipped is not None
-        rows = fold(users, self._shipped, self.top_n)
-        rows = position_columns(rows.withColumn("model_version", F.lit(model_version)), position)
-        return rows.withColumn("folded_at", F.current_timestamp())
+        return fold(users, self._shipped, self.top_n, position)
 
     def publish(
         self, users: DataFrame, model_version: str, position: Position, transaction: Transaction | None = None

@@ -283,6 +283,7 @@ FOLDED = StructType(
         USER_FACTORS.schema["events"],
         RECOMMENDATIONS.schema["items"],
         RECOMMENDATIONS.schema["source"],
+        *(USER_FACTORS.schema[name] for name in ("model_version", "events_version", "events_index", "folded_at")),
     ]
 )
 """What one pass over histories gives for each user: factors and top-N together."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
 from foldin.checkpoints import Checkpoint
-from foldin.errors import FoldinError, reason_of
+from foldin.errors import FoldinError, StateMismatchError, reason_of
 from foldin.leases import Lease
 
 __all__ = ["GracefulStop", "observed_rows", "run"]
@@ -32,6 +33,26 @@ def observed_rows(query: StreamingQuery, name: str) -> int:
     return int(execution.observedMetrics().apply(name).getLong(0))
 
 
+# What Spark and Delta say when the checkpoint's files, the state or the source's log cannot be read any more.
+_DAMAGE = re.compile(
+    r"CANNOT_LOAD_STATE_STORE|STATE_STORE_|MISSING_STATE_DIRECTORY|MALFORMED_LOG_FILE|Incomplete log file|CHECKSUM"
+    r"|STREAMING_CHECKPOINT_|DELTA_MISSING_FILES_UNEXPECTED_VERSION|DELTA_FILE_NOT_FOUND|FAILED_READ_FILE"
+    r"|\.start\.\s*: com\.fasterxml\.jackson"
+)
+
+
+def _explained(name: str, cause: BaseException, rebuild: str) -> FoldinError:
+    """A query's failure in one line, with what to do where that is known."""
+    text = str(cause)
+    if full := re.search(r"No space left on device|Disk quota exceeded", text):
+        return FoldinError(f"{name} failed: {full.group()}. Free some and start again: nothing is lost")
+    if not (rebuild and _DAMAGE.search(text)):
+        return FoldinError(f"{name} failed: {reason_of(cause)}")
+    deepest = re.findall(r"^Caused by: ([^\n]+)", text, re.MULTILINE)[-1:]
+    said = ": ".join(dict.fromkeys([reason_of(cause), *deepest]))
+    return StateMismatchError(f"{name} cannot go on from its checkpoint: {said}. To rebuild it, {rebuild}")
+
+
 class GracefulStop:
     """SIGTERM and SIGINT let the batch under way finish; the next one is not begun."""
 
@@ -42,6 +63,11 @@ class GracefulStop:
     def ask(self, *_: object) -> None:
         """Ask for the stop (a signal handler)."""
         self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        """A stop was asked for."""
+        return self._asked.is_set()
 
     def wrap(self, process: Callable[[DataFrame, int], None]) -> Callable[[DataFrame, int], None]:
         """`process` for foreachBatch; once a stop is asked for it parks the query instead of beginning a batch.
@@ -85,12 +111,17 @@ def run(
     once: bool,
     trigger_seconds: float,
     lease: Lease | None = None,
+    rebuild: str = "",
     stop: GracefulStop | None = None,
     on_start: Callable[[StreamingQuery], None] = lambda _: None,
 ) -> None:
     """Run a query to its end: all that is there (`once`), or until SIGTERM, SIGINT or `stop`.
 
+    Args:
+        rebuild: what a person does when the checkpoint or the source's log is damaged.
+
     Raises:
+        StateMismatchError: Spark cannot read the checkpoint or state, or the source no longer has what comes next.
         FoldinError: what `process` raised, or the query's own failure in one line.
     """
     stop = stop or GracefulStop()
@@ -124,7 +155,7 @@ def run(
             raise cause from error
         ours = not isinstance(cause, (PySparkException, Py4JJavaError))  # of Spark's own, its log has the pages
         log.log(logging.ERROR if ours else logging.DEBUG, "%s failed", name, exc_info=cause)
-        raise FoldinError(f"{name} failed: {reason_of(cause)}") from cause
+        raise _explained(name, cause, rebuild) from cause
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)

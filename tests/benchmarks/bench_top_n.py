@@ -93,7 +93,7 @@ def main() -> None:
     contenders = {
         "MLlib recommendForAllUsers(10), no filter": lambda: als.recommendForAllUsers(10),
         "foldin top-10, no filter": lambda: ranked,
-        "foldin fold-in + seen filter + top-10": lambda: fold(all_histories, shipped, 10),
+        "foldin fold-in + seen filter + top-10": lambda: fold(all_histories, shipped, 10, Position(1)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for round_number in range(options.rounds + 1):  # the first warms up
