@@ -110,8 +110,9 @@ class Monitor:
     def __enter__(self) -> Monitor:
         self._started = time.monotonic()
         self._guard(lambda: log.info("event=start query=%s %s", self.query, self._how_it_starts()))
-        for name, tick in (("metrics", self._look), ("alarm", self._watch_the_clock)):
-            thread = threading.Thread(target=self._every_tick, args=(tick,), name=name, daemon=True)
+        # All that may hang is done on a thread that the end of a run need not wait for.
+        for name, work in (("metrics", self._keep_looking), ("alarm", self._watch_the_clock)):
+            thread = threading.Thread(target=work, name=name, daemon=True)
             thread.start()
             self._threads.append(thread)
         return self
@@ -121,9 +122,8 @@ class Monitor:
         deadline = time.monotonic() + _JOIN
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        if not any(thread.is_alive() for thread in self._threads):  # else a write hangs, and another one would too
-            self._guard(self._collect)
-            self._guard(self._flush)
+        if any(thread.is_alive() for thread in self._threads):
+            self._warn(f"their last rows are not written after {_JOIN:.0f} s")
         told = {"query": self.query, "batches": self.batches, "rows": self.rows}
         told["seconds"] = round(time.monotonic() - self._started, 1)
         if self.errors:
@@ -168,39 +168,41 @@ class Monitor:
         note = self._notes.setdefault(batch_id, _Note())
         note.users, note.model_version, note.published, note.phases = users, model_version, published, phases or {}
 
-    def _every_tick(self, tick: Callable[[], None]) -> None:
-        while not self._ended.wait(_TICK):
-            self._guard(tick)
-
     def _guard(self, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:
-            self.errors += 1
             log.debug("%s: %s", self.query, reason_of(error), exc_info=True)
-            if self.errors == 1:
-                log.warning("%s: metrics are incomplete, the stream goes on: %s", self.query, reason_of(error))
+            self._warn(reason_of(error))
+
+    def _warn(self, reason: str) -> None:
+        self.errors += 1
+        if self.errors == 1:
+            log.warning("%s: metrics are incomplete, the stream goes on: %s", self.query, reason)
+
+    def _keep_looking(self) -> None:
+        while not self._ended.wait(_TICK):
+            self._guard(self._collect)
+            self._guard(self._look_for_idleness)
+            if time.monotonic() - self._flushed >= self.config.metrics.flush_seconds:
+                self._guard(self._flush)
+        self._guard(self._collect)
+        self._guard(self._flush)
 
     def _watch_the_clock(self) -> None:
         """A batch that hangs reports nothing: its alarm goes by the clock, and looks at nothing that may hang too."""
-        batch_id = self._under_way
-        note = self._notes.get(batch_id) if batch_id is not None else None
-        if note is not None and (seconds := time.monotonic() - note.began) > self.config.alarm.lag_seconds:
-            self.alarm.lag(seconds, f"batch {batch_id} is not done yet")
-
-    def _look(self) -> None:
-        try:
-            self._collect()
-            self._look_for_idleness()
-        finally:
-            if time.monotonic() - self._flushed >= self.config.metrics.flush_seconds:
-                self._flush()
+        while not self._ended.wait(_TICK):
+            batch_id = self._under_way
+            note = self._notes.get(batch_id) if batch_id is not None else None
+            if note is not None and (seconds := time.monotonic() - note.began) > self.config.alarm.lag_seconds:
+                self.alarm.lag(seconds, f"batch {batch_id} is not done yet")
 
     def _look_for_idleness(self) -> None:
         threshold = max(_IDLE, 2 * self.config.fold_in.trigger_seconds, 2 * self.config.ingest.trigger_seconds)
         if self._running is None or self._idle or time.monotonic() - self._quiet_since < threshold:
             return
-        if self._under_way is None and not json.loads(self._running._jsq.status().json())["isDataAvailable"]:
+        # Before its first batch it is not idle: a start takes seconds.
+        if self._under_way is None and self._running._jsq.status().message().startswith("Waiting for data"):
             self._idle = True
             self.alarm.lag(0.0)
             log.info("%s", _line("idle", {"query": self.query, "next_batch": self._recorded + 1}))

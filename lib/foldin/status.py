@@ -296,8 +296,10 @@ def _stream(tables: Tables, query: str, batches: list[Row], now: dt.datetime) ->
     checkpoint = Checkpoint(tables.spark, tables.path("_checkpoints", query))
     waiting = _waiting(tables, checkpoint) if query == "fold_in" and tables.exists(EVENTS) else None
     lag = last["lag_seconds"] if last is not None else None
-    if waiting is not None:
-        lag = max(0.0, now.timestamp() - waiting.since) if waiting.since is not None else 0.0
+    if waiting is not None and waiting.nothing:
+        lag = 0.0
+    elif waiting is not None and waiting.since is not None:
+        lag = max(0.0, now.timestamp() - waiting.since)
     seconds = sum(row["seconds"] for row in batches)
     fresh = [row for row in batches if row["freshness_p50"] is not None]
     return StreamHealth(
