@@ -19,7 +19,7 @@ ARGS ?=
 KILLS ?= 8
 SEED ?=
 
-.PHONY: help setup setup-bench demo test test-data chaos check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
+.PHONY: help setup setup-bench demo test test-data chaos kafka check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -45,6 +45,9 @@ test-data: setup ## Run the tests on the real event logs (FOLDIN_DATA, default .
 
 chaos: setup ## Kill running jobs at random and on purpose, damage their files (KILLS=30 for longer, SEED=...)
 	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -m chaos tests/chaos $(ARGS)
+
+kafka: setup ## Read from a real Kafka broker that is killed and started again (Ivy fetches it once, 110 MB)
+	@$(PY) -m pytest -m kafka tests/kafka $(ARGS)
 
 check: setup ## Lint, check format and types, compare the locks with pyproject.toml
 	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests conf/dev

@@ -23,6 +23,9 @@ SECONDS = 60  # a broker is up in 5 s; a machine may be busy
 _SPARK_JARS = Path(pyspark.__file__).parent / "jars"
 
 USER = "foldin"
+PASSWORD = 'pa"ss\\w0rd-9f3c'
+"""With what would end a quoted string, if nobody minded."""
+JAAS = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="{}" password="${{env:KAFKA_WORD}}";'
 
 
 @contextmanager
@@ -133,6 +136,17 @@ class Broker:
             self._process.wait()
 
 
+def guarded(broker: Broker, user: str = USER) -> list[str]:
+    """Settings of foldin for the listener that asks for a password, which the variable KAFKA_WORD holds."""
+    options = {
+        "kafka.security.protocol": "SASL_PLAINTEXT",
+        "kafka.sasl.mechanism": "PLAIN",
+        "kafka.sasl.jaas.config": JAAS.format(user),
+    }
+    lines = ", ".join(f"'{key}' = '''{value}'''" for key, value in options.items())
+    return [f"kafka.bootstrap_servers='{broker.guarded}'", f"kafka.options={{ {lines} }}"]
+
+
 class Client:
     """Kafka's own Java client, spoken to from Python."""
 
@@ -202,7 +216,9 @@ class Client:
         asked = self._jvm.java.util.HashMap()
         named = self._jvm.java.lang.Class.forName("org.apache.kafka.clients.admin.RecordsToDelete")
         # There are two methods of that name, and py4j finds the other.
-        before_offset = named.getMethod("beforeOffset", self._array(self._jvm.java.lang.Class, self._jvm.java.lang.Long.TYPE))
+        before_offset = named.getMethod(
+            "beforeOffset", self._array(self._jvm.java.lang.Class, self._jvm.java.lang.Long.TYPE)
+        )
         for partition, offset in before.items():
             records = before_offset.invoke(None, self._array(self._jvm.java.lang.Object, offset))
             asked.put(self._jvm.org.apache.kafka.common.TopicPartition(topic, partition), records)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from broker import Broker, Client, java, resolve
+from broker import PASSWORD, Broker, Client, java, resolve
 from pyspark.sql import SparkSession
 
 from foldin.config import Config, load_config
 from foldin.session import build_session
-
-PASSWORD = 'pa"ss\\w0rd-9f3c'
-"""With what would end a quoted string, if nobody minded."""
 
 _names = itertools.count()
 
@@ -73,11 +69,3 @@ def kafka_config(make_config: Callable[..., Config], broker: Broker, topic: str)
         )
 
     return make
-
-
-@pytest.fixture
-def log_folder(tmp_path: Path) -> Path:
-    """Where a job's output goes."""
-    made = tmp_path / "logs"
-    made.mkdir()
-    return made

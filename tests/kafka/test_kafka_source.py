@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from broker import USER, Broker, Client, free_port
-from conftest import PASSWORD
+from broker import PASSWORD, Broker, Client, free_port, guarded
 from pyspark.sql import SparkSession
 
 from foldin.config import Config
@@ -20,8 +19,6 @@ from foldin.schemas import EVENTS, QUARANTINE
 from foldin.tables import Tables
 
 pytestmark = pytest.mark.kafka
-
-JAAS = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="{}" password="${{env:KAFKA_WORD}}";'
 
 
 def event(event_id: str, user: str = "u", **change: str) -> bytes:
@@ -46,17 +43,6 @@ def quarantined(tables: Tables) -> list[tuple[str, str, str | None]]:
 
 def checkpoint(config: Config) -> Path:
     return Path(config.tables.root, "_checkpoints", "ingest")
-
-
-def guarded(broker: Broker, user: str = USER) -> list[str]:
-    """Settings of the listener that asks for a password."""
-    options = {
-        "kafka.security.protocol": "SASL_PLAINTEXT",
-        "kafka.sasl.mechanism": "PLAIN",
-        "kafka.sasl.jaas.config": JAAS.format(user),
-    }
-    lines = ", ".join(f"'{key}' = '''{value}'''" for key, value in options.items())
-    return [f"kafka.bootstrap_servers='{broker.guarded}'", f"kafka.options={{ {lines} }}"]
 
 
 def test_every_message_is_an_event_or_quarantined_with_its_place_or_a_duplicate(
@@ -160,7 +146,7 @@ def test_a_password_comes_from_the_environment_whatever_characters_it_has(
     client.send(topic, event("a"))
     config = kafka_config(*guarded(broker))
     monkeypatch.delenv("KAFKA_WORD", raising=False)
-    with pytest.raises(ConfigError, match="'kafka.sasl.jaas.config' needs the environment variable KAFKA_WORD"):
+    with pytest.raises(ConfigError, match=r"'kafka\.sasl\.jaas\.config' needs the environment variable KAFKA_WORD"):
         ingest(tables, config)
     monkeypatch.setenv("KAFKA_WORD", "a wrong one")
     with pytest.raises(ConfigError, match=r"refuses the login.*Authentication failed") as raised:
