@@ -114,7 +114,8 @@ class Job:
 
     def _jvm(self) -> Iterable[str]:
         if not any(setting.startswith("spark.conf.spark.driver.extraJavaOptions=") for setting in self.settings):
-            yield f"spark.conf.spark.driver.extraJavaOptions='{JVM}'"
+            log = f'"-Dlog4j2.configurationFile={ROOT / "conf" / "log4j2.properties"}"'  # as the product has it
+            yield f"spark.conf.spark.driver.extraJavaOptions='{log} {JVM}'"
 
 
 def _group_lives(pgid: int) -> bool:

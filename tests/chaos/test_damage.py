@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,7 @@ from chaos.equal import (
     assert_same_multiset,
     without_stamps,
 )
-from chaos.worlds import World
+from chaos.worlds import World, copy_of
 from foldin.errors import StateMismatchError
 from foldin.fold_in import FoldIn
 from foldin.schemas import EVENTS, QUARANTINE
@@ -47,15 +50,33 @@ def take_back(folder: Path) -> None:
     newest.with_name(f".{newest.name}.crc").unlink(missing_ok=True)
 
 
-@pytest.fixture
-def folded(make_world: Callable[..., World]) -> World:
-    """Some batches of both queries are done."""
-    world = make_world("world", "ingest.max_files_per_trigger=1", "fold_in.max_files_per_trigger=1")
+@pytest.fixture(scope="module")
+def saved(past: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Some batches of both queries are done; beside it lies a copy of all files as they were then."""
+    folder = tmp_path_factory.mktemp("damage") / "world"
+    world = copy_of(past, folder, "ingest.max_files_per_trigger=1", "fold_in.max_files_per_trigger=1")
     for _ in range(3):
         world.land()
     world.ingest().run(once=True)
     fold_in(world)
+    shutil.copytree(folder, folder.with_name("saved"))
     return world
+
+
+@pytest.fixture
+def folded(saved: World) -> World:
+    """The files as they were, at the same place: a checkpoint knows its landing folder by its path."""
+    folder = saved.installation.root.parent
+    shutil.rmtree(folder)
+    shutil.copytree(folder.with_name("saved"), folder)
+    delta_log(saved).clearCache()
+    return replace(saved, log=copy.deepcopy(saved.log), names=list(saved.names))
+
+
+def delta_log(world: World) -> Any:
+    """Delta's object of this name; it keeps what it knows of a table by its path."""
+    jvm: Any = world.spark._jvm
+    return jvm.org.apache.spark.sql.delta.DeltaLog
 
 
 def test_a_committed_batch_that_is_replayed_changes_nothing(folded: World) -> None:
@@ -96,8 +117,7 @@ def garble(path: Path) -> None:
     path.write_bytes(bytes(byte ^ 0x5A for byte in path.read_bytes()))
 
 
-@pytest.mark.parametrize("query", ["ingest", "fold_in"])
-@pytest.mark.parametrize("damage", [truncate, garble, Path.unlink])
+@pytest.mark.parametrize(("query", "damage"), [("fold_in", truncate), ("ingest", garble), ("fold_in", Path.unlink)])
 def test_damaged_state_is_refused_and_rebuilt_as_the_error_says(
     folded: World, query: str, damage: Callable[[Path], None]
 ) -> None:
@@ -124,22 +144,20 @@ def test_damaged_state_is_refused_and_rebuilt_as_the_error_says(
 
 
 def test_a_stream_that_fell_behind_the_log_of_events_is_refused_and_rebuilt(folded: World) -> None:
-    spark = folded.spark
     behind = folded.installation.delta_version("events")
     for _ in range(4):
         folded.land()
     folded.ingest().run(once=True)
     # As Delta's own cleanup leaves it once everything is older than delta.logRetentionDuration.
     log = folded.installation.root / "events" / "_delta_log"
-    delta = spark._jvm.org.apache.spark.sql.delta.DeltaLog
-    delta.forTable(spark._jsparkSession, str(log.parent)).checkpoint()
+    delta_log(folded).forTable(folded.spark._jsparkSession, str(log.parent)).checkpoint()
     newest = folded.installation.delta_version("events")
     assert newest >= behind + 4
     for path in log.glob("*.json"):
         if path.stem.isdigit() and int(path.stem) < newest:
             path.unlink()
             path.with_name(f".{path.name}.crc").unlink(missing_ok=True)
-    delta.clearCache()
+    delta_log(folded).clearCache()
     with pytest.raises(StateMismatchError) as refused:
         fold_in(folded)
     assert f"delete {checkpoint(folded, 'fold_in')}" in str(refused.value)
