@@ -156,10 +156,10 @@ def test_an_idle_stream_says_so_once_and_an_alarm_that_exits_ends_it_after_the_b
     config = make_config("alarm.freshness_seconds=0.001", "alarm.action=exit", "metrics.flush_seconds=3600")
 
     def make_it_late() -> None:
-        _wait_until(lambda: lines_of(caplog, "idle"))
-        time.sleep(1)  # twenty more looks at a stream that is idle all the while
-        world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
         try:
+            _wait_until(lambda: lines_of(caplog, "idle"))
+            time.sleep(1)  # twenty more looks at a stream that is idle all the while
+            world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
             _wait_until(stop._asked.is_set)
         finally:
             stop.ask()  # else a run without an alarm would never end
