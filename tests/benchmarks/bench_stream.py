@@ -156,7 +156,7 @@ def _child(section: Callable[..., None], settings: Settings, options: argparse.N
 
 
 def _aims(whole: Report, sizes: tuple[int, ...]) -> None:
-    """Put the values beside the aims; sizes stand in for those of the aims where others were asked for."""
+    """Put the values beside the aims; other sizes than those of the aims stand in for them."""
     values, found = whole.values, {}
 
     def put(key: str, source: str) -> None:
@@ -176,9 +176,7 @@ def _aims(whole: Report, sizes: tuple[int, ...]) -> None:
     put("rate_lists", f"rate lists {middle}")
     for key in ("fresh_p50", "fresh_p95", "slope"):
         put(key, key)
-    aims_table(whole, found)
-    if (small, middle, large) != (250_000, 1_000_000, 4_000_000):
-        whole.say(f"Measured at {small:,}, {middle:,} and {large:,} users in place of 250k, 1M and 4M.")
+    aims_table(whole, found, small=f"{small:,}", middle=f"{middle:,}", large=f"{large:,}")
 
 
 def _write(report: Report) -> None:

@@ -94,28 +94,39 @@ def slope(numbers: Sequence[float], *, block: int, seed: int, rounds: int = 2000
 
 
 AIMS = (
-    ("flat", "4M users against 250k, seconds a micro-batch, factors", "≤ 1.3", "{:.2f} ×", lambda v: v <= 1.3),
+    ("flat", "{large} users against {small}, seconds a micro-batch, factors", "≤ 1.3", "{:.2f} ×", lambda v: v <= 1.3),
     ("flat_lists", "the same with top-10", "≤ 1.3", "{:.2f} ×", lambda v: v <= 1.3),
-    ("copy_factors", "factors alone against a copy stream, at 1M users", "≤ 2.2", "{:.2f} ×", lambda v: v <= 2.2),
-    ("copy_lists", "with top-10 of 50,000 items, at 1M users", "≤ 4", "{:.2f} ×", lambda v: v <= 4),
-    ("merge", "MERGE against factors alone, at 4M users", "≥ 6", "{:.1f} ×", lambda v: v >= 6),
-    ("rate_factors", "events a second sustained, factors", "≥ 20,000", "{:,.0f}", lambda v: v >= 20_000),
-    ("rate_lists", "events a second sustained, with top-10", "≥ 6,000", "{:,.0f}", lambda v: v >= 6_000),
+    ("copy_factors", "factors alone against a copy stream, at {middle} users", "≤ 2.2", "{:.2f} ×", lambda v: v <= 2.2),
+    ("copy_lists", "with top-10 of 50,000 items, at {middle} users", "≤ 4", "{:.2f} ×", lambda v: v <= 4),
+    ("merge", "MERGE against factors alone, at {large} users", "≥ 6", "{:.1f} ×", lambda v: v >= 6),
+    (
+        "rate_factors",
+        "events a second sustained at {middle} users, factors",
+        "≥ 20,000",
+        "{:,.0f}",
+        lambda v: v >= 20_000,
+    ),
+    (
+        "rate_lists",
+        "events a second sustained at {middle} users, with top-10",
+        "≥ 6,000",
+        "{:,.0f}",
+        lambda v: v >= 6_000,
+    ),
     ("fresh_p50", "event to recommendation, p50", "≤ 2.5 s", "{:.2f} s", lambda v: v <= 2.5),
     ("fresh_p95", "event to recommendation, p95", "≤ 4 s", "{:.2f} s", lambda v: v <= 4),
     ("slope", "soak: growth over the whole run, lower end of its 95% interval", "≤ 0", "{:+.1%}", lambda v: v <= 0),
 )
-"""(key of the value, what, aim, how it is written, whether it is met)."""
+"""(key of the value, what, aim, how a value is written, whether it meets the aim)."""
 
 
-def aims_table(report: Report, values: dict[str, float]) -> bool:
-    """The last table; whether every measured aim is met."""
-    rows, met = [], True
-    for key, what, aim, shown, reached in AIMS:
+def aims_table(report: Report, values: dict[str, float], **users: str) -> None:
+    """The last table. Aims are set at 250k, 1M and 4M users; `users` says what stands for small, middle and large."""
+    rows = []
+    for key, about, aim, shown, reached in AIMS:
+        what = about.format(**users)
         if key in values:
-            met &= reached(values[key])
             rows.append([what, aim, shown.format(values[key]), "yes" if reached(values[key]) else "NO"])
         else:
             rows.append([what, aim, "not measured", ""])
-    report.table("Aims", ["what", "aim", "measured", "met"], rows)
-    return met
+    report.table("Aims (set at 250k, 1M and 4M users)", ["what", "aim", "measured", "met"], rows)
