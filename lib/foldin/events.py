@@ -26,7 +26,17 @@ from foldin.config import EventsConfig
 from foldin.errors import ConfigError, reason_of
 from foldin.mapping import Mapping
 
-__all__ = ["JUDGED", "MAX_ID_LENGTH", "MAX_VALUE", "check_expressions", "judge", "parse", "record_hash"]
+__all__ = [
+    "JUDGED",
+    "MAX_ID_LENGTH",
+    "MAX_VALUE",
+    "NOT_UTF8",
+    "batch_clock",
+    "check_expressions",
+    "judge",
+    "parse",
+    "record_hash",
+]
 
 MAX_ID_LENGTH = 512
 """Longer ids are refused: they come from broken quoting, and every one of them would sit in the state."""
@@ -36,6 +46,9 @@ MAX_VALUE = 1e12
 
 JUDGED = ("record_id", "reason", "detail", "raw", "source_file")
 """The columns that `judge` gives beside the event's own."""
+
+NOT_UTF8 = "not UTF-8 text"
+"""Detail of a row that `quarantine` cannot keep as it came: what was no text is lost."""
 
 _CORRUPT = "_corrupt"
 _MAX_CSV_COLUMNS = 20_000  # the parser behind from_csv throws at 20,480, and with that the batch would fail
@@ -82,19 +95,22 @@ def parse(rows: DataFrame, mapping: Mapping) -> DataFrame:
     """Text lines (or Parquet rows) with the mapping's columns beside the raw row.
 
     Args:
-        rows: `source_file`, and `raw` (a line) for json and csv, the file's own columns for Parquet.
+        rows: `source_file`, and `raw` (a line) for json and csv, the file's own columns for Parquet. Rows of
+            `quarantine` bring the `record_id` that they had.
 
     Returns:
-        raw, source_file, _corrupt (a reason or null), _nested (the columns that hold an object or a list) and the
-        mapping's columns as strings. Blank lines and header lines are no rows and are not in it.
+        raw, source_file, _hash (what identifies a record without an id), _corrupt (a reason or null), _nested (the
+        columns that hold an object or a list) and the mapping's columns as strings. Blank lines and header lines are
+        no rows and are not in it; a null `raw` (a Kafka message without a value) is one, and broken.
     """
     if mapping.format == "parquet":
         return _parse_parquet(rows, mapping)
-    rows = rows.where(F.rlike("raw", F.lit(r"(?U)\S")))
+    rows = rows.where(F.col("raw").isNull() | F.rlike("raw", F.lit(r"(?U)\S")))
     if mapping.format == "csv":
         # A header names the columns that the mapping declares; a byte order mark may precede it.
         header = F.regexp_replace("raw", '^\ufeff|["\\s]', "")
-        rows = rows.where(header != ",".join(c.replace(" ", "") for c in mapping.columns))
+        columns_line = ",".join(c.replace(" ", "") for c in mapping.columns)
+        rows = rows.where(F.coalesce(header != columns_line, F.lit(True)))
         rows = rows.withColumn("record", _csv_record(mapping))
         broken = F.col("record").isNull() | F.col(f"record.{_CORRUPT}").isNotNull()
         fault = f"expected {len(mapping.columns)} columns: {', '.join(mapping.columns)}"
@@ -105,10 +121,17 @@ def parse(rows: DataFrame, mapping: Mapping) -> DataFrame:
         broken = F.coalesce(F.size("framed") != 2, F.lit(True)) | F.col("record").isNull()
         fault = "not one JSON object on one line"
         nested = F.array_compact(F.array(*[_nested_name(name) for name in mapping.columns]))
-    unreadable = F.when(~F.is_valid_utf8("raw"), "not UTF-8 text").when(broken, fault)
+    unreadable = (
+        F.when(F.col("raw").isNull(), "a message without a value")
+        .when(~F.is_valid_utf8("raw"), NOT_UTF8)
+        .when(broken, fault)
+    )
+    # The hash is of the bytes as they came; what `quarantine` keeps may have been mended.
+    hashed = F.col("record_id") if "record_id" in rows.columns else record_hash(F.coalesce("raw", F.lit("")))
     return rows.select(
         "raw",
         "source_file",
+        hashed.alias("_hash"),
         unreadable.alias(_CORRUPT),
         nested.alias("_nested"),
         *[F.col(f"record.{_quote(c)}").alias(c) for c in mapping.columns],
@@ -123,7 +146,9 @@ def _csv_record(mapping: Mapping) -> Column:
     # A quoted field that the line leaves open goes on in the next line: half of it must not pass for the whole.
     odd = F.regexp_count("raw", F.lit('"')) % 2 == 1
     left_open = odd & F.rlike("raw", F.lit('(^|,)"([^"]|"")*$'))
-    return F.from_csv(F.when(few & ~left_open, F.col("raw")), schema, options)
+    # A file's line has none; of a message that holds several lines, all but the first would be forgotten.
+    several = F.rlike("raw", F.lit(r"[\r\n]"))
+    return F.from_csv(F.when(few & ~left_open & ~several, F.col("raw")), schema, options)
 
 
 def _framed_json(mapping: Mapping) -> Column:
@@ -147,8 +172,10 @@ def _nested_name(name: str) -> Column:
 
 def _parse_parquet(rows: DataFrame, mapping: Mapping) -> DataFrame:
     kinds = {field.name: field.dataType for field in rows.schema if field.name != "source_file"}
-    # By name: the same record is the same text, whatever the order of a file's columns.
-    raw = F.to_json(F.struct(*[F.col(_quote(c)) for c in sorted(kinds)]))
+    # By name: the same record is the same text, whatever the order of a file's columns. Values as the mapping sees
+    # them, so that it sees them again when a quarantined row is replayed.
+    texts = {c: _quote(c) if isinstance(k, _NESTED_TYPES) else f"cast({_quote(c)} as string)" for c, k in kinds.items()}
+    raw = F.to_json(F.struct(*[F.expr(texts[c]).alias(c) for c in sorted(kinds)]))
     columns, nested, valid = [], [], F.lit(True)
     for name in mapping.columns:
         if name not in kinds:
@@ -162,10 +189,21 @@ def _parse_parquet(rows: DataFrame, mapping: Mapping) -> DataFrame:
     return rows.select(
         raw.alias("raw"),
         "source_file",
-        F.when(~valid, "not UTF-8 text").alias(_CORRUPT),
+        record_hash(raw).alias("_hash"),
+        F.when(~valid, NOT_UTF8).alias(_CORRUPT),
         F.array_compact(F.array(*nested).cast("array<string>")).alias("_nested"),
         *columns,
     )
+
+
+def batch_clock() -> Column:
+    """`current_timestamp()` of the micro-batch, or of the query: a replayed micro-batch sees the same.
+
+    Spark writes a timestamp that is a constant of the plan into the code that it generates, and so would compile the
+    code of every micro-batch anew (0.2 s and more). A list it refers to; which item of the list, only a row says.
+    """
+    item = F.coalesce(F.length("source_file"), F.lit(0)) * 0
+    return F.get(F.array(F.current_timestamp()), item)
 
 
 def judge(parsed: DataFrame, mapping: Mapping, rules: EventsConfig) -> DataFrame:
@@ -174,7 +212,7 @@ def judge(parsed: DataFrame, mapping: Mapping, rules: EventsConfig) -> DataFrame
     Returns:
         event_id, user_id, item_id, event_type, value, event_time; and `JUDGED`: record_id (the event_id, or
         the raw record's hash where `reason` is set), reason and detail (null for an event), raw, source_file.
-        The clock is `current_timestamp()`, which a replayed micro-batch sees unchanged.
+        The clock is `batch_clock()`, which a replayed micro-batch sees unchanged.
     """
     fields = mapping.event
     event_id, value = (
@@ -199,7 +237,7 @@ def judge(parsed: DataFrame, mapping: Mapping, rules: EventsConfig) -> DataFrame
         verdict = F.when(F.coalesce(applies, F.lit(False)), found).otherwise(verdict)
     judged = mapped.withColumn("verdict", verdict)
     own_id = F.when(~_blank("_event.id"), F.col("_event.id"))
-    hashed = record_hash(F.col("raw"))
+    hashed = F.col("_hash")
     is_event = F.col("verdict").isNull()
     return judged.select(
         F.coalesce(own_id, hashed).alias("event_id"),
@@ -211,7 +249,7 @@ def judge(parsed: DataFrame, mapping: Mapping, rules: EventsConfig) -> DataFrame
         F.when(is_event, F.coalesce(own_id, hashed)).otherwise(hashed).alias("record_id"),
         F.col("verdict.reason").alias("reason"),
         F.make_valid_utf8(F.col("verdict.detail")).alias("detail"),
-        F.make_valid_utf8("raw").alias("raw"),  # the hash is of the bytes as they came
+        F.make_valid_utf8("raw").alias("raw"),
         "source_file",
     )
 
@@ -254,7 +292,7 @@ def _rules(mapping: Mapping, rules: EventsConfig) -> Iterator[tuple[Column, str,
     read_as = f", read as {mapping.event.event_time}, is no timestamp"
     detail = F.concat(F.lit("event_time "), _quoted("_event.time_text"), F.lit(read_as))
     yield F.col("_event.time").isNull(), "unparsable event_time", detail
-    ahead = F.current_timestamp() + F.make_dt_interval(secs=F.lit(60 * rules.max_future_minutes))
+    ahead = batch_clock() + F.make_dt_interval(secs=F.lit(60 * rules.max_future_minutes))
     detail = F.concat(
         F.lit("event_time "),
         F.col("_event.time").cast("string"),

@@ -2,55 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections import Counter
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
+from foldin.admission import KNOWN, Admission
+from foldin.checkpoints import Checkpoint
 from foldin.config import Config
-from foldin.errors import AccountingError
-from foldin.events import check_expressions, judge, parse
+from foldin.errors import AccountingError, FoldinError
+from foldin.events import batch_clock, check_expressions, judge, parse
+from foldin.leases import Lease
+from foldin.ledger import Account, Ledger
 from foldin.mapping import Mapping
-from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE
-from foldin.sources import read_as, read_source
-from foldin.streaming import Checkpoint, GracefulStop, observed_rows, run
-from foldin.tables import Tables, Transaction
+from foldin.monitoring import Monitor, observe_arrival
+from foldin.schemas import EVENTS, QUARANTINE
+from foldin.sources import read_as, read_source, source_failures
+from foldin.streaming import GracefulStop, run
+from foldin.tables import Tables
+from foldin.unreadable import UNREADABLE, BatchFiles, StrictAgainError, failed_to_read, quarantine_rows, read_files
 
 __all__ = ["Account", "Ingest"]
 
 log = logging.getLogger("foldin.ingest")
 
 _ROWS_IN = "foldin_rows_in"
-_KEY = ("rejected", "record_id")
-
-
-@dataclass
-class Account:
-    """Rows in = events + quarantined + duplicates, of one run."""
-
-    rows_in: int = 0
-    events: int = 0
-    quarantined: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def duplicates(self) -> int:
-        """Rows whose id (or, in quarantine, raw record) was known."""
-        return self.rows_in - self.events - self.quarantined.total()
-
-    def add(self, other: Account) -> None:
-        """Take in another batch's account."""
-        self.rows_in += other.rows_in
-        self.events += other.events
-        self.quarantined += other.quarantined
-
-    def __str__(self) -> str:
-        return (
-            f"{self.rows_in:,} rows in = {self.events:,} events + {self.quarantined.total():,} quarantined "
-            f"+ {self.duplicates:,} duplicates"
-        )
+_KNOWN_IN = "foldin_known_in"
+_ADMISSION = "admission"
 
 
 @dataclass
@@ -63,11 +49,15 @@ class Ingest:
 
     def __post_init__(self) -> None:
         self.spark = self.tables.spark
-        self.checkpoint = Checkpoint(self.spark, self.tables.path("_checkpoints", self.config.ingest.name))
+        self.name = self.config.ingest.name
+        self.checkpoint = Checkpoint(self.spark, self.tables.path("_checkpoints", self.name))
         self.account = Account()
         """Of the run under way, or of the last one."""
-        self._last: tuple[int, Account] | None = None
+        self._last: tuple[int, Account, int] | None = None
         self._query: StreamingQuery | None = None
+        self._first: int | None = None
+        self._skipping = False
+        self._monitor: Monitor | None = None
 
     def run(self, *, once: bool, stop: GracefulStop | None = None) -> Account:
         """Ingest what has landed (`once`) or until a signal; the account of this run.
@@ -76,111 +66,206 @@ class Ingest:
             AccountingError: the account does not agree with what Spark's deduplication dropped.
             ConfigError: the source cannot be read, or an expression of the mapping is wrong.
             FoldinError: the query failed.
+            LeaseError: another process runs this query.
         """
-        self.account, self._last, self._query = Account(), None, None
-        check_expressions(self.spark, self.mapping)
-        mapping = read_as(self.config, self.mapping)
-        landing = read_source(self.spark, self.config, mapping)
-        self._prime()
-        judged = judge(parse(landing, mapping), mapping, self.config.events)
-        rows = (
-            judged.withColumn("ingested_at", F.current_timestamp())
-            .withColumn("ingest_date", F.to_date("ingested_at"))
-            .withColumn("rejected", F.col("reason").isNotNull())
-            .withColumn("primed", F.lit(False))
-            .observe(_ROWS_IN, F.count(F.lit(1)).alias("rows"))
-        )
-        known = (
-            self.spark.readStream.schema("rejected boolean, record_id string")
-            .parquet(self._prime_path)
-            .withColumn("primed", F.lit(True))
-        )
-        # State that lives as long as the checkpoint: a watermark would forget ids, and so let a late
-        # replay count twice. It costs 41 bytes an id.
-        unique = rows.unionByName(known, allowMissingColumns=True).dropDuplicates(list(_KEY))
-        run(
-            unique.writeStream.outputMode("append"),
-            self._process,
-            checkpoint=self.checkpoint,
-            name=self.config.ingest.name,
-            once=once,
-            trigger_seconds=self.config.ingest.trigger_seconds,
-            stop=stop,
-            on_start=lambda query: setattr(self, "_query", query),
-        )
-        self._verify()
+        self.account = Account()
+        lease_seconds = self.config.fold_in.lease_seconds
+        stop = stop or GracefulStop()
+        with Lease(self.checkpoint, lease_seconds) as lease, self._failures():
+            check_expressions(self.spark, self.mapping)
+            with Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False) as monitor:
+                self._skipping = False
+                while True:
+                    try:
+                        self._run(lease, monitor, stop, once=once)
+                        break
+                    except StrictAgainError:
+                        self._skipping = False
+                    except FoldinError as error:
+                        if self._skipping or not self._reads_files or not failed_to_read(error):
+                            raise
+                        log.warning("%s; skipping what cannot be read of this batch's files", error)
+                        self._skipping = True
         return self.account
 
     @property
-    def _prime_path(self) -> str:
-        return f"{self.checkpoint.path}/prime"
+    def _reads_files(self) -> bool:
+        return self.config.ingest.source == "files"
 
-    def _prime(self) -> None:
-        """Before a new checkpoint's first batch: write down every identity that the tables hold already."""
-        if not self.checkpoint.is_new():
-            return
-        events = self.tables.read(EVENTS).select(F.lit(False).alias("rejected"), F.col("event_id").alias("record_id"))
-        quarantined = self.tables.read(QUARANTINE).select(F.lit(True).alias("rejected"), "record_id")
-        events.unionByName(quarantined).write.mode("overwrite").parquet(self._prime_path)
+    def _source(self) -> tuple[DataFrame, Mapping]:
+        """Raw rows as a stream, and the mapping with the format in which they come."""
+        mapping = read_as(self.config, self.mapping)
+        landing = read_source(self.spark, self.config, mapping, skip_unreadable=self._skipping)
+        if "arrived_at" in landing.columns:
+            landing = observe_arrival(landing, "arrived_at")
+        return landing, mapping
+
+    def _failures(self) -> AbstractContextManager[None]:
+        return source_failures(self.config, self.checkpoint)
+
+    def _run(self, lease: Lease, monitor: Monitor, stop: GracefulStop, *, once: bool) -> None:
+        self._last, self._query, self._first, self._monitor = None, None, None, monitor
+        landing, mapping = self._source()
+        if self._reads_files:
+            self._files = BatchFiles(self.checkpoint, partial(read_files, landing, mapping))
+        self._open()
+        judged = judge(parse(landing, mapping), mapping, self.config.events)
+        rows = (
+            judged.withColumn("ingested_at", batch_clock())
+            .withColumn("ingest_date", F.to_date("ingested_at"))
+            .withColumn("rejected", F.col("reason").isNotNull())
+            .withColumn(
+                "raw", F.when(F.col("rejected"), F.col("raw"))
+            )  # an event's is not written, only shuffled and cached
+            .withColumn("primed", F.lit(False))
+            .observe(_ROWS_IN, F.count(F.lit(1)))
+        )
+        bundles = [F.max(F.when(which, F.col("bundle"))) for which in (~F.col("rejected"), F.col("rejected"))]
+        known = (
+            self.spark.readStream.schema(KNOWN)
+            .options(recursiveFileLookup="true", maxFileAge="36500d")
+            .parquet(f"{self.checkpoint.path}/prime")
+            .withColumn("primed", F.lit(True))
+            .observe(_KNOWN_IN, F.count(F.lit(1)), *bundles)
+            .drop("bundle")
+        )
+        # State that lives as long as the checkpoint: a watermark would forget ids, and so let a late
+        # replay count twice. It costs 41 bytes an id.
+        unique = rows.unionByName(known, allowMissingColumns=True).dropDuplicates(["rejected", "record_id"])
+
+        def started(query: StreamingQuery) -> None:
+            self._query = query
+            monitor.follow(query)
+
+        try:
+            run(
+                unique.writeStream.outputMode("append"),
+                monitor.around(self._process),
+                checkpoint=self.checkpoint,
+                name=self.name,
+                once=once,
+                trigger_seconds=self.config.ingest.trigger_seconds,
+                lease=lease,
+                stop=stop,
+                on_start=started,
+            )
+        finally:
+            self._ledger.close()
+        self._verify()
+
+    def _open(self) -> None:
+        """Before the first batch: log what an earlier run has left, learn every id that the state does not know."""
+        self._batches = 0
+        self._disposable: list[str] = []
+        self._ledger = Ledger(self.tables, self.checkpoint)
+        self._ledger.recover()
+        self._left_over = self.checkpoint.list("prime")
+        states = self._states()
+        self._doors = [Admission(self.tables, spec, self.checkpoint) for spec in (EVENTS, QUARANTINE)]
+        for door in self._doors:
+            door.open(states.get(door.spec.name, -1))
+
+    def _states(self) -> dict[str, int]:
+        """Up to which version the state knows each table: after the last batch if that is done, else before it."""
+        begun = max(map(int, self.checkpoint.list(_ADMISSION)), default=None)
+        text = self.checkpoint.read(f"{_ADMISSION}/{begun}") if begun is not None else None
+        if text is None:
+            return {}
+        done = self.checkpoint.read(f"commits/{begun}") is not None
+        return {table: after if done else before for table, (before, after) in json.loads(text).items()}
 
     def _process(self, batch: DataFrame, batch_id: int) -> None:
+        if self._first is None:
+            self._first = batch_id
+        if self._skipping and batch_id != self._first:
+            raise StrictAgainError(f"batch {batch_id} is read in earnest again")
         self._verify()
+        self._dispose()
+        began = time.monotonic()
         batch = batch.persist()
         try:
-            # One action fills the cache, commits the state and makes the observed count final.
-            batch.count()
+            # One action fills the cache, commits the state, counts, and makes the observed counts final.
+            reason = F.coalesce("reason", F.lit("")).alias("reason")
+            counted = batch.groupBy("primed", "rejected", reason).count().collect()
+            rows_in = self._observed(_ROWS_IN)[0] or 0
+            known_in, *bundles = self._observed(_KNOWN_IN)
+            dropped = rows_in + (known_in or 0) - sum(row["count"] for row in counted)
             new = batch.where(~F.col("primed"))
-            if batch_id == 0:
-                # The priming rows arrive in this very batch, and deduplication keeps any one of a batch's equals.
-                new = new.join(self.spark.read.parquet(self._prime_path), list(_KEY), "left_anti")
-            counts = {row["reason"]: row["count"] for row in new.groupBy("reason").count().collect()}
-            account = Account(
-                rows_in=observed_rows(self._running(), _ROWS_IN),
-                events=counts.pop(None, 0),
-                quarantined=Counter(counts),
-            )
-            if account.duplicates < 0:
-                raise AccountingError(f"ingest batch {batch_id}: more rows out than in: {account}")
-            transaction = Transaction(self.checkpoint.query_id(), batch_id)
-            if account.quarantined:
-                self.tables.append(new.where("rejected"), QUARANTINE, transaction)
-            if account.events:
-                self.tables.append(new.where(~F.col("rejected")), EVENTS, transaction)
-            if account.rows_in:
-                self.tables.append(self._log_row(account, transaction), INGEST_LOG, transaction)
+            counts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
+            for row in counted:
+                if not row["primed"]:
+                    counts[row["rejected"]][row["reason"]] = row["count"]
+            valid, invalid = new.where(~F.col("rejected")), new.where("rejected")
+            if self._reads_files and (
+                bad := self._files.unreadable(self._running(), batch_id, skipping=self._skipping)
+            ):
+                files = quarantine_rows(self.spark, bad)
+                rows_in += len(bad)
+                known = self.tables.read(QUARANTINE).where(F.col("reason") == UNREADABLE).select("record_id")
+                files = files.join(known, "record_id", "left_anti").persist()
+                counts[True][UNREADABLE] += files.count()
+                invalid = invalid.unionByName(files, allowMissingColumns=True)
+            read = time.monotonic()
+            for door in self._doors:
+                door.look()
+            # Written before the first append: from there on a restart looks for what this batch has committed.
+            states = {
+                door.spec.name: (door.state, door.state_after(bundle))
+                for door, bundle in zip(self._doors, bundles, strict=True)
+            }
+            self.checkpoint.write(f"{_ADMISSION}/{batch_id}", json.dumps(states))
+            self.checkpoint.delete(f"{_ADMISSION}/{batch_id - 2}")
+            work = [(valid, counts[False], batch_id), (invalid, +counts[True], batch_id)]
+            # Two Delta commits at once take the time of one.
+            with ThreadPoolExecutor(len(self._doors)) as pool:
+                events, quarantined = pool.map(lambda door, given: door.admit(*given), self._doors, work)
         finally:
             batch.unpersist()
-        self.account.add(account)
-        self._last = (batch_id, account)
-        if account.rows_in:
+        account = Account(rows_in, events.total(), quarantined)
+        if account.duplicates < 0:
+            raise AccountingError(f"ingest batch {batch_id}: more rows out than in: {account}")
+        if rows_in:
+            self._ledger.note(batch_id, account)
             log.info("batch %d: %s", batch_id, account)
+        for door, bundle in zip(self._doors, bundles, strict=True):
+            self._disposable += door.absorb(bundle)
+        if self._monitor is not None:
+            self._monitor.note(batch_id, phases={"read": read - began, "append": time.monotonic() - read})
+        self.account.add(account)
+        self._last = (batch_id, account, dropped)
 
-    def _log_row(self, account: Account, transaction: Transaction) -> DataFrame:
-        row = (
-            transaction.app_id,
-            transaction.version,
-            account.rows_in,
-            account.events,
-            account.quarantined.total(),
-            account.duplicates,
-        )
-        names = INGEST_LOG.schema.names[:-1]
-        schema = ", ".join(INGEST_LOG.schema[n].simpleString().replace(":", " ") for n in names)
-        return self.spark.createDataFrame([row], schema).withColumn("logged_at", F.current_timestamp())
+    def _dispose(self) -> None:
+        """Delete bundles of known ids that a committed batch has taken into the state."""
+        self._batches += 1
+        if self._batches == 3:  # the second batch of a run has read whatever lay there when the run began
+            self._disposable += [f"prime/{name}" for name in self._left_over]
+        for name in self._disposable:
+            self.checkpoint.delete(name)
+        self._disposable = []
+
+    def _observed(self, name: str) -> list[int | None]:
+        """What `observe` saw in the batch under way.
+
+        Spark shows Python an observed metric only when the batch is over; the account of a batch is written
+        within it, so it is read from the JVM's execution of the batch.
+        """
+        row = self._running()._jsq.streamingQuery().lastExecution().observedMetrics().apply(name)
+        return [None if row.isNullAt(i) else int(row.getLong(i)) for i in range(row.size())]
 
     def _running(self) -> StreamingQuery:
         if self._query is None:  # the first batch may begin before start() has returned
-            self._query = next(q for q in self.spark.streams.active if q.name == self.config.ingest.name)
+            self._query = next(q for q in self.spark.streams.active if q.name == self.name)
         return self._query
 
     def _verify(self) -> None:
-        """Hold the last batch's duplicates against the rows that Spark's deduplication says it dropped."""
+        """Hold the last batch's rows against those that Spark's deduplication says it dropped."""
         progress = self._query.lastProgress if self._query is not None else None
         if progress is None or self._last is None or progress.batchId != self._last[0]:
             return
-        batch_id, account = self._last
-        if batch_id == 0:
-            return  # priming rows are among what was dropped
-        dropped = progress.stateOperators[0].customMetrics["numDroppedDuplicateRows"]
-        if int(dropped) != account.duplicates:
-            raise AccountingError(f"ingest batch {batch_id}: {account}, but {dropped} rows were dropped as known")
+        batch_id, account, known = self._last
+        dropped = int(progress.stateOperators[0].customMetrics["numDroppedDuplicateRows"])
+        if dropped != known:
+            raise AccountingError(
+                f"ingest batch {batch_id}: {account}; {known} of its rows were missing from what deduplication gave, "
+                f"but it says that it dropped {dropped}"
+            )

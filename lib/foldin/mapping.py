@@ -12,7 +12,7 @@ from foldin.errors import ConfigError
 
 __all__ = ["RESERVED", "EventFields", "Mapping", "QuarantineRule", "contract", "load_mapping", "load_settings"]
 
-RESERVED = ("raw", "source_file", "record", "framed", "verdict", "_corrupt", "_nested", "_event")
+RESERVED = ("raw", "source_file", "record", "framed", "verdict", "_corrupt", "_hash", "_nested", "_event")
 """Columns that stand beside the file's own while its rows are judged."""
 
 

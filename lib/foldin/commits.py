@@ -1,0 +1,90 @@
+"""A Delta table's commits as its log tells them, read without a query: who appended what, under which number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from foldin.checkpoints import Checkpoint
+from foldin.schemas import TableSpec
+from foldin.tables import Tables
+
+__all__ = ["Commit", "CommitLog"]
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One version of a table.
+
+    Attributes:
+        version: its Delta version.
+        metadata: what its writer had it say of itself (`userMetadata`), "" for nothing.
+        transactions: the application ids of idempotent writes and the numbers that it took under them.
+        files: URIs of the files whose rows it appends; none where it merely rewrites or deletes rows that were there.
+        bytes: their size.
+    """
+
+    version: int
+    metadata: str = ""
+    transactions: Mapping[str, int] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    bytes: int = 0
+
+
+class CommitLog:
+    """The log of one table."""
+
+    def __init__(self, tables: Tables, spec: TableSpec) -> None:
+        self._tables, self._spec = tables, spec
+        self._location = tables.location(spec)
+        self._folder = Checkpoint(tables.spark, f"{self._location}/_delta_log")
+
+    def commit(self, version: int) -> Commit | None:
+        """The commit of that version; None where there is none yet, or none any more."""
+        text = self._folder.read(f"{version:020d}.json")
+        return None if text is None else self._parse(version, text)
+
+    def has(self, version: int) -> bool:
+        """Whether the log still has that commit. Delta cleans it up from the oldest one on."""
+        return self._tables.has_version(self._spec, version)
+
+    def head(self, app_id: str) -> tuple[int, int]:
+        """The table's newest version, and the last number that it has seen under an application id (-1: none).
+
+        Raises:
+            py4j.protocol.Py4JJavaError: the log cannot be read.
+        """
+        spark = self._tables.spark
+        jvm: Any = spark.sparkContext._jvm
+        none = jvm.scala.Option.empty()
+        log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(spark._jsparkSession, self._location)
+        snapshot = log.update(False, none, none)
+        number = snapshot.transactions().get(app_id)
+        return int(snapshot.version()), int(number.get()) if number.isDefined() else -1
+
+    def _parse(self, version: int, text: str) -> Commit:
+        metadata, transactions, files, size, rewrites = "", {}, [], 0, False
+        for line in text.splitlines():
+            if line.startswith('{"commitInfo"'):
+                metadata = json.loads(line)["commitInfo"].get("userMetadata") or ""
+            elif line.startswith('{"txn"'):
+                transaction = json.loads(line)["txn"]
+                transactions[transaction["appId"]] = int(transaction["version"])
+            elif line.startswith('{"add"'):
+                add = json.loads(line)["add"]
+                if add["dataChange"]:
+                    files.append(self._uri(add["path"]))
+                    size += int(add["size"])
+            elif line.startswith('{"remove"'):
+                rewrites = True
+        if rewrites:
+            files, size = [], 0
+        return Commit(version, metadata, transactions, tuple(files), size)
+
+    def _uri(self, path: str) -> str:
+        """A file's path as Hadoop takes it: the log has it relative and percent-encoded."""
+        decoded = unquote(path)
+        return decoded if "://" in decoded or decoded.startswith("/") else f"{self._location}/{decoded}"

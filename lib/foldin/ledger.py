@@ -1,0 +1,141 @@
+"""`ingest_log`, written behind the stream: a batch's account is on disk before the batch ends, in the table soon after.
+
+A Delta commit takes as long as the rest of a small batch. So it is made on a thread of its own while the stream goes
+on, for all accounts at once that have gathered meanwhile. What a crash leaves on disk, the next start logs.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyspark.sql import functions as F
+
+from foldin.checkpoints import Checkpoint
+from foldin.commits import CommitLog
+from foldin.errors import FoldinError, reason_of
+from foldin.schemas import INGEST_LOG
+from foldin.tables import Tables, Transaction
+
+__all__ = ["Account", "Ledger"]
+
+_FOLDER = "accounts"
+
+
+@dataclass
+class Account:
+    """Rows in = events + quarantined + duplicates, of one batch or one run."""
+
+    rows_in: int = 0
+    events: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def duplicates(self) -> int:
+        """Rows whose id (or, in quarantine, raw record) was known."""
+        return self.rows_in - self.events - self.quarantined.total()
+
+    def add(self, other: Account) -> None:
+        """Take in another batch's account."""
+        self.rows_in += other.rows_in
+        self.events += other.events
+        self.quarantined += other.quarantined
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows_in:,} rows in = {self.events:,} events + {self.quarantined.total():,} quarantined "
+            f"+ {self.duplicates:,} duplicates"
+        )
+
+
+class Ledger:
+    """The accounts of one query's batches, on their way into `ingest_log`."""
+
+    def __init__(self, tables: Tables, checkpoint: Checkpoint) -> None:
+        self._tables, self._checkpoint = tables, checkpoint
+        self._log = CommitLog(tables, INGEST_LOG)
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Account] = {}
+        self._logged: int | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ingest-log")
+        self._append: Future[None] | None = None
+
+    def recover(self) -> None:
+        """Before the query starts: log what an earlier run has left on disk.
+
+        Raises:
+            FoldinError: the table cannot be written.
+        """
+        for name in self._checkpoint.list(_FOLDER):
+            text = self._checkpoint.read(f"{_FOLDER}/{name}")
+            assert text is not None
+            data: dict[str, Any] = json.loads(text)
+            self._waiting[int(name)] = Account(data["rows_in"], data["events"], Counter(data["quarantined"]))
+        self._flush()
+
+    def note(self, batch_id: int, account: Account) -> None:
+        """Write a batch's account down; the table has it a little later.
+
+        Raises:
+            FoldinError: an earlier one's append failed.
+        """
+        data = {"rows_in": account.rows_in, "events": account.events, "quarantined": account.quarantined}
+        self._checkpoint.write(f"{_FOLDER}/{batch_id}", json.dumps(data))
+        with self._lock:
+            self._waiting[batch_id] = account
+        if self._append is None or self._append.done():
+            if self._append is not None:
+                self._append.result()
+            self._append = self._pool.submit(self._flush)
+
+    def close(self) -> None:
+        """Wait until all of it is in the table.
+
+        Raises:
+            FoldinError: an append failed.
+        """
+        try:
+            if self._append is not None:
+                self._append.result()
+            self._flush()
+        finally:
+            self._pool.shutdown()
+
+    def _flush(self) -> None:
+        try:
+            self._log_waiting()
+        except Exception as error:
+            raise FoldinError(f"cannot write ingest_log: {reason_of(error)}") from error
+
+    def _log_waiting(self) -> None:
+        with self._lock:
+            waiting = dict(sorted(self._waiting.items()))
+        if not waiting:
+            return
+        query_id = self._checkpoint.query_id()
+        if self._logged is None:
+            self._logged = self._log.head(query_id)[1]
+        # A batch that is replayed after its row was committed has its row.
+        rows = [
+            f"('{query_id}', {batch_id}L, {a.rows_in}L, {a.events}L, {a.quarantined.total()}L, {a.duplicates}L)"
+            for batch_id, a in waiting.items()
+            if batch_id > self._logged
+        ]
+        if rows:
+            names = ", ".join(INGEST_LOG.schema.names[:-1])
+            frame = self._tables.spark.sql(f"select * from values {', '.join(rows)} as t({names})").coalesce(1)
+            last = max(waiting)
+            self._tables.append(
+                frame.withColumn("logged_at", F.current_timestamp()), INGEST_LOG, Transaction(query_id, last)
+            )
+            self._logged = last
+        for batch_id in waiting:
+            self._checkpoint.delete(f"{_FOLDER}/{batch_id}")
+        with self._lock:
+            for batch_id, account in waiting.items():
+                if self._waiting.get(batch_id) is account:
+                    del self._waiting[batch_id]
