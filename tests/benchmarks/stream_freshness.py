@@ -97,7 +97,7 @@ class Producer(threading.Thread):
         self._aside = landing.with_name("aside")
         self._aside.mkdir()
         self._rng = np.random.default_rng(settings.seed)
-        self._stop = threading.Event()
+        self._ended = threading.Event()
         self.landed: dict[str, float] = {}
         """Moment of each event's landing."""
 
@@ -105,7 +105,7 @@ class Producer(threading.Thread):
         size = self._plan.rate // _FILES_A_SECOND
         begun = time.monotonic()
         number = 0
-        while not self._stop.wait(max(0.0, begun + number / _FILES_A_SECOND - time.monotonic())):
+        while not self._ended.wait(max(0.0, begun + number / _FILES_A_SECOND - time.monotonic())):
             now = dt.datetime.now(dt.UTC).isoformat()
             users = self._rng.integers(self._plan.users, size=size)
             items = (self._rng.random(size) ** 2.4 * self._items).astype(int)
@@ -124,7 +124,7 @@ class Producer(threading.Thread):
 
     def stop(self) -> None:
         """Land nothing more."""
-        self._stop.set()
+        self._ended.set()
         if self.is_alive():
             self.join()
 
