@@ -6,6 +6,7 @@ as it came, or the source's own columns. Sources that know when a row arrived ad
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -129,20 +130,21 @@ def _read_delta(spark: SparkSession, settings: IngestConfig) -> DataFrame:
     """A table by path or name; the changes of committed rows are skipped, as the events of an erased user are."""
     table = settings.table
     reader = spark.readStream.format("delta").options(**_limits(settings), skipChangeCommits="true")
+    path = _path_of(table)
     try:
-        if _is_path(table):
-            # Delta takes a relative path for the name of a table.
-            rows = reader.load(table if "://" in table else str(Path(table).absolute()))
-        else:
-            rows = reader.table(table)
-    except PySparkException as error:
+        rows = reader.load(path) if path is not None else reader.table(table)
+    except (PySparkException, Py4JJavaError) as error:
         raise ConfigError(f"ingest.table = {table!r}: {reason_of(error)}") from error
     return _without_source_file(rows).withColumn("source_file", F.lit(table))
 
 
-def _is_path(table: str) -> bool:
-    """A name has no slash outside backticks."""
-    return "/" in table and not table.rstrip().endswith("`")
+def _path_of(table: str) -> str | None:
+    """The path, in full, of a table that is not called by name."""
+    quoted = re.fullmatch(r"\s*delta\.`(.+)`\s*", table)
+    if quoted is None and "/" not in table:
+        return None
+    path = quoted[1].replace("``", "`") if quoted is not None else table
+    return path if "://" in path else str(Path(path).absolute())  # Delta takes a relative path for a name
 
 
 def _without_source_file(rows: DataFrame) -> DataFrame:

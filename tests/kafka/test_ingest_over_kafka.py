@@ -133,15 +133,11 @@ def test_broker_and_job_are_killed_and_started_again_and_nothing_is_lost_or_doub
 def test_the_password_is_nowhere_but_in_the_environment(
     broker: Broker, client: Client, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    properties = tmp_path / "info.properties"
-    text = (ROOT / "conf" / "log4j2.properties").read_text()
-    assert "rootLogger.level = warn" in text
-    properties.write_text(text.replace("rootLogger.level = warn", "rootLogger.level = info"))
     events = tmp_path / "spark-events"
     events.mkdir()
     more = (
         *guarded(broker),
-        f"spark.conf.spark.driver.extraJavaOptions='-Dlog4j2.configurationFile={properties}'",
+        "spark.conf.spark.log.level=INFO",
         "spark.conf.spark.eventLog.enabled=true",
         "spark.conf.spark.eventLog.compress=false",
         f"spark.conf.spark.eventLog.dir='file:{events}'",

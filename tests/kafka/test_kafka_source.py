@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 from foldin.config import Config
 from foldin.errors import ConfigError, FoldinError, StateMismatchError
 from foldin.ingest import Account, Ingest
+from foldin.kafka import read_topics
 from foldin.mapping import contract
 from foldin.schemas import EVENTS, QUARANTINE
 from foldin.tables import Tables
@@ -154,6 +155,17 @@ def test_a_password_comes_from_the_environment_whatever_characters_it_has(
     assert "a wrong one" not in str(raised.value)
     monkeypatch.setenv("KAFKA_WORD", PASSWORD)
     assert ingest(tables, config).events == 1
+
+
+def test_the_text_of_a_plan_shows_no_secret_option(
+    spark: SparkSession, kafka_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_WORD", "-----BEGIN PRIVATE KEY-----")
+    config = kafka_config("kafka.options.kafka.ssl.keystore.key='${env:KAFKA_WORD}'")
+    plan = read_topics(spark, config.kafka)._jdf.queryExecution().toString()
+    assert f"subscribe={config.kafka.topics}" in plan  # options are shown
+    assert "kafka.ssl.keystore.key=" in plan
+    assert "PRIVATE KEY" not in plan
 
 
 def test_when_no_broker_answers_the_job_waits_with_a_line_and_then_says_so(
