@@ -34,9 +34,9 @@ _REQUIRED = {
     "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",
     "spark.executorEnv.OMP_NUM_THREADS": "1",
     "spark.executorEnv.MKL_NUM_THREADS": "1",
-    # What Spark shows of settings and of a source's options. Its own patterns let Kafka's login line through.
+    # What Spark must not show of settings and, in the text of a plan, of a source's options: its own pattern lets
+    # the private key of a Kafka client through.
     "spark.redaction.regex": r"(?i)secret|password|passphrase|token|access[.]?key|jaas|keystore[.]key",
-    "spark.sql.redaction.options.regex": r"(?i)url|secret|password|passphrase|token|jaas|keystore[.]key",
 }
 
 # What suits one machine; a cluster brings its own.
