@@ -90,7 +90,7 @@ def reason_of(error: BaseException) -> str:
     # The innermost error class is the cause; these two only say that a query failed.
     said = re.findall(r"\[(?!STREAM_FAILED|FOREACH_BATCH)[A-Z][A-Z0-9_.]{3,}\] [^\n]*", text)
     said += re.findall(r"(?:Lost task|Caused by:)[^\n]*?([\w.$]+(?:Exception|Error): [^\n]+)", text)[-1:]
-    said += re.findall(r"^: ([\w.$]+: [^\n]+)", text, re.MULTILINE)  # py4j puts the Java error on a second line
+    said += re.findall(r"^: ([\w.$]+[^\n]*)", text, re.MULTILINE)  # py4j puts the Java error on a second line
     said += [line for line in text.splitlines() if line.strip()]
     line = " ".join(said[0].split()) if said else type(error).__name__
     return re.sub(r"[;,.]? SQLSTATE: \w+|;? line \d+ pos \d+;?$", "", line).rstrip(" ;")

@@ -187,16 +187,26 @@ class CheckpointFolder:
             return -1
         return int(json.loads(lines[2])["reservoirVersion"])
 
-    def files_seen(self) -> str:
-        """All that the logs of file sources say, to look for names in."""
-        logs = [f for f in (self.path / "sources").glob("*/*") if not f.name.startswith(".")]
-        texts = []
-        for log in logs:
-            try:
-                texts.append(log.read_text())
-            except OSError:
-                continue  # compacted meanwhile
-        return "".join(texts)
+    def files(self, upto: str = "commits") -> set[str]:
+        """Names of the files that batches up to the last committed (or, "offsets", begun) one took from sources.
+
+        A source writes its log before Spark writes the batch's offsets: only what those include is taken.
+        """
+        found = set()
+        try:
+            lines = (self.path / "offsets" / str(self.last(upto))).read_text().splitlines()[2:]
+        except OSError:
+            return found
+        for number, line in enumerate(lines):
+            reached = json.loads(line).get("logOffset", -1) if line.startswith("{") else -1
+            for log in (self.path / "sources" / str(number)).glob("[0-9]*"):
+                try:
+                    entries = log.read_text().splitlines()[1:]  # the first line is the format's version
+                except OSError:
+                    continue  # compacted meanwhile
+                files = [entry for entry in map(json.loads, entries) if entry["batchId"] <= reached]
+                found |= {Path(entry["path"]).name for entry in files}
+        return found
 
     def query_id(self) -> str | None:
         """As Spark wrote it."""
@@ -248,10 +258,9 @@ class Installation:
         checkpoint = self.checkpoint(query)
         if not checkpoint.is_idle():
             return False
-        seen = checkpoint.files_seen()
         accounts = checkpoint.path / "accounts"  # written down, not yet in ingest_log
         waiting = accounts.is_dir() and any(entry.name.isdigit() for entry in accounts.iterdir())
-        return all(f"/{name}" in seen for name in names) and checkpoint.is_idle() and not waiting
+        return checkpoint.files() >= set(names) and checkpoint.is_idle() and not waiting
 
     def folded(self) -> bool:
         """The fold-in query has committed a batch that reaches the newest event."""

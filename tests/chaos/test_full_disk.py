@@ -5,30 +5,60 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from chaos.equal import assert_account_adds_up, assert_latest_is_a_refold, assert_same_multiset, without_stamps
-from chaos.processes import Installation
+from chaos.processes import Installation, Job
 from chaos.worlds import World
-from foldin.cli import Job as CliJob
-from foldin.cli import parser, run_job
 from foldin.fold_in import FoldIn
-from foldin.ingest import Ingest
 from foldin.schemas import EVENTS
 
 pytestmark = pytest.mark.timeout(900)
 
-MEGABYTES = 24
+MEGABYTES = 48
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A mount that only processes in a certain namespace see."""
+
+    holder: int
+    """Process id that keeps the namespace."""
+    mount: Path
+    """Where the processes in there find it."""
+
+    @property
+    def outside(self) -> Path:
+        """Where we find it. (Java resolves this link to the path that it has in there.)"""
+        return Path(f"/proc/{self.holder}/root{self.mount}")
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        """Words before a command that is to see it."""
+        return ("nsenter", f"--target={self.holder}", "--user", "--mount", "--preserve-credentials")
+
+    def fill(self) -> None:
+        """Leave no byte."""
+        with (self.outside / "ballast").open("wb", buffering=0) as file:
+            try:
+                while file.write(bytes(1 << 12)):
+                    pass
+            except OSError:
+                return
+
+    def make_room(self) -> None:
+        """Take the ballast away."""
+        (self.outside / "ballast").unlink()
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of some megabytes, mounted where only one process sees it, and reached through that process.
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A tmpfs of some megabytes.
 
-    A user namespace lets anybody do so, root in a container included, unless the machine forbids such
+    A user namespace lets anybody mount one, root in a container included, unless the machine forbids such
     namespaces; then there is no small disk to be had.
     """
     mount = tmp_path / "disk"
@@ -45,57 +75,43 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         said = holder.stdout.readline().strip()
         if said != "ready":
             pytest.skip(f"no small disk on this machine: {said}")
-        yield Path(f"/proc/{holder.pid}/root{mount}")
+        yield Disk(holder.pid, mount)
     finally:
         holder.kill()
         holder.wait()
 
 
-def fill(disk: Path) -> Path:
-    """Leave no byte; the file to delete for room."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(1 << 16))
-        except OSError:
-            return ballast
-
-
-def ingest(job: CliJob) -> None:
-    Ingest(job.tables, job.config, job.mapping).run(once=True)
-
-
-def fold_in(job: CliJob) -> None:
-    FoldIn(job.tables, job.config).run(once=True)
-
-
 def test_a_full_disk_is_named_in_one_line_and_the_jobs_go_on_once_there_is_room(
-    make_world: Callable[..., World], small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_world: Callable[..., World], disk: Disk, jobs: list[Job], summary: list[str]
 ) -> None:
     world = make_world()
-    shutil.move(world.installation.root, small_disk / "tables")
-    world = replace(world, installation=Installation(small_disk / "tables", world.installation.landing))
-    options = [word for setting in world.settings for word in ("--set", setting)]
+    world.land()
+    world.ingest().run(once=True)
+    FoldIn(world.tables, world.config).run(once=True)
+    shutil.copytree(world.installation.root, disk.outside / "tables")
+    inside = replace(world, installation=Installation(disk.mount / "tables", world.installation.landing))
+    world.land()
 
-    for body in (ingest, fold_in):
-        world.land()
-        if body is fold_in:
-            assert run_job(ingest, parser("a test"), options) == 0
-        assert run_job(body, parser("a test"), options) == 0  # the query is born
-        world.land()
-        if body is fold_in:
-            assert run_job(ingest, parser("a test"), options) == 0
-        ballast = fill(small_disk)
-        capsys.readouterr()
-        assert run_job(body, parser("a test"), options) == 1
-        said = capsys.readouterr().err.splitlines()
-        assert len([line for line in said if line.startswith("foldin: ")]) == 1, said
-        assert "No space left on device" in said[-1], said
-        assert str(small_disk) in said[-1], said
-        ballast.unlink()
-        assert run_job(body, parser("a test"), options) == 0
+    for name in ("ingest", "fold_in"):
+        job = Job(name, inside.settings, disk.mount.with_name(f"{name}.log"), wrapper=disk.enter)
+        jobs.append(job)
+        disk.fill()
+        assert job.start("--once").wait_for_death() == 1, job.said()[-3000:]
+        said = job.said().splitlines()
+        ours = [line for line in said if line.startswith("foldin: ")]
+        assert ours == said[-1:], said[-20:]
+        assert "No space left on device" in ours[0]
+        assert str(disk.mount) in ours[0]
+        disk.make_room()
+        assert job.start("--once").wait_for_death() == 0, job.said()[-3000:]
+
+    shutil.rmtree(world.installation.root)
+    shutil.copytree(disk.outside / "tables", world.installation.root)
+    world.spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
     tables = world.tables
     assert_same_multiset(without_stamps(tables, EVENTS), world.log.multiset(), "events")
     assert_account_adds_up(tables, world.log.rows)
     assert_latest_is_a_refold(tables)
+    summary.append(
+        "full disk          both jobs ended with 1 and one line, and went on once there was room; nothing lost"
+    )
