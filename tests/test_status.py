@@ -93,4 +93,4 @@ def test_a_stream_shows_its_last_batch_and_what_waits_even_when_it_is_dead(world
     lines = render(late).splitlines()
     assert max(len(line) for line in lines) <= 100
     assert any(line.startswith("! fold_in: lag_seconds = ") for line in lines)
-    assert "1 files wait" in render(late)
+    assert "files that wait: 1" in render(late)

@@ -65,7 +65,7 @@ def _models(health: Health) -> Iterator[str]:
     if model is None:
         yield "model: none is active"
     else:
-        since = f", active since {_ago(health.at, model.active_since)}" if model.active_since else ""
+        since = f", activated {_ago(health.at, model.active_since)}" if model.active_since else ""
         yield f"model {model.model_version}{since}; caught up to {model.caught_up}"
         yield f"  {_trained(health.at, model)}"
     for candidate in health.candidates[:3]:
@@ -97,7 +97,7 @@ def _stream(health: Health, stream: StreamHealth) -> Iterator[str]:
     else:
         told.append("not running")
     if stream.waiting_files:
-        told.append(f"{stream.waiting_files:,} files wait")
+        told.append(f"files that wait: {stream.waiting_files:,}")
     yield f"{'':<12} {'; '.join(told)}"
 
 
