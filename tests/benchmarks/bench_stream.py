@@ -78,6 +78,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--freshness-users", type=int, default=250_000)
     parser.add_argument("--freshness-seconds", type=float, default=120.0)
     parser.add_argument("--freshness-rate", type=int, default=1_000, help="events a second")
+    parser.add_argument("--freshness-warm-up", type=float, default=45.0, help="seconds before the window begins")
+    parser.add_argument("--freshness-warm-up-commits", type=int, default=20, help="and commits of recommendations")
     parser.add_argument("--job-master", default="local[2]", help="Spark's, of each of the two jobs")
     parser.add_argument("--batches", type=int, default=2_000, help="micro-batches of the soak")
     parser.add_argument("--soak-users", type=int, default=50_000)
@@ -119,7 +121,14 @@ class _SizeSection:
 
 
 def _freshness(settings: Settings, options: argparse.Namespace, report: Report) -> None:
-    plan = FreshnessPlan(options.freshness_users, options.freshness_seconds, options.freshness_rate, options.job_master)
+    plan = FreshnessPlan(
+        users=options.freshness_users,
+        seconds=options.freshness_seconds,
+        rate=options.freshness_rate,
+        job_master=options.job_master,
+        warm_up_seconds=options.freshness_warm_up,
+        warm_up_commits=options.freshness_warm_up_commits,
+    )
     measure_freshness(settings, plan, report)
 
 

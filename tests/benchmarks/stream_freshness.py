@@ -31,20 +31,22 @@ from stream_world import Settings, World, session
 __all__ = ["FreshnessPlan", "measure_freshness"]
 
 _FILES_A_SECOND = 4
-_WARM_UP_SECONDS = 45.0
-_WARM_UP_COMMITS = 20
-_TIMEOUT = 600.0
+_TIMEOUT = 900.0
 ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class FreshnessPlan:
-    """How many users, for how long, how many events a second, and Spark's master of each of the two jobs."""
+    """How many users, for how long, how many events a second, Spark's master of each of the two jobs, and for how long
+    and how many commits of recommendations the jobs warm up.
+    """
 
     users: int
     seconds: float
     rate: int
     job_master: str
+    warm_up_seconds: float
+    warm_up_commits: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def measure_freshness(settings: Settings, plan: FreshnessPlan, report: Report) -
     jobs = {name: _start(name, root, landing, plan, settings.work) for name in ("ingest", "fold_in")}
     try:
         producer.start()
-        since = _wait_for_warm_up(root, jobs)
+        since = _wait_for_warm_up(root, jobs, plan)
         time.sleep(plan.seconds)
         until = time.time()
         resident = {name: resident_bytes(job.pid) for name, job in jobs.items()}
@@ -158,7 +160,7 @@ def _check(jobs: dict[str, subprocess.Popen[bytes]], work: Path) -> None:
             raise RuntimeError(f"{name} ended with {job.returncode}:\n{tail}")
 
 
-def _wait_for_warm_up(root: Path, jobs: dict[str, subprocess.Popen[bytes]]) -> float:
+def _wait_for_warm_up(root: Path, jobs: dict[str, subprocess.Popen[bytes]], plan: FreshnessPlan) -> float:
     """Until lists have been written for a while; the moment."""
     log = root / "recommendations" / "_delta_log"
     before, deadline, first = len(list(log.glob("*.json"))), time.monotonic() + _TIMEOUT, 0.0
@@ -166,7 +168,7 @@ def _wait_for_warm_up(root: Path, jobs: dict[str, subprocess.Popen[bytes]]) -> f
         _check(jobs, root.parent)
         commits = len(list(log.glob("*.json"))) - before
         first = first or (time.monotonic() if commits else 0.0)
-        if commits >= _WARM_UP_COMMITS and time.monotonic() - first >= _WARM_UP_SECONDS:
+        if commits >= plan.warm_up_commits and time.monotonic() - first >= plan.warm_up_seconds:
             progress(f"freshness: warm after {commits} commits of recommendations")
             return time.time()
         time.sleep(0.5)
