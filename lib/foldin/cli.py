@@ -56,6 +56,11 @@ def run_job(body: Callable[[Job], None], options: argparse.ArgumentParser, argv:
     except FoldinError as error:
         print(f"foldin: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # Of a file beside the tables (a lease, a pin); the log has where from.
+        logging.getLogger("foldin").debug("the whole of it", exc_info=True)
+        print(f"foldin: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        return FoldinError.exit_code
     except (PySparkException, Py4JError) as error:
         logging.getLogger("foldin").debug("the whole of it", exc_info=True)
         print(f"foldin: {reason_of(error)}", file=sys.stderr)

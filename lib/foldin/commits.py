@@ -25,6 +25,7 @@ class Commit:
         transactions: the application ids of idempotent writes and the numbers that it took under them.
         files: URIs of the files whose rows it appends; none where it merely rewrites or deletes rows that were there.
         bytes: their size.
+        rows: rows written, as the writer counted them.
     """
 
     version: int
@@ -32,6 +33,7 @@ class Commit:
     transactions: Mapping[str, int] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     bytes: int = 0
+    rows: int = 0
 
 
 class CommitLog:
@@ -66,10 +68,12 @@ class CommitLog:
         return int(snapshot.version()), int(number.get()) if number.isDefined() else -1
 
     def _parse(self, version: int, text: str) -> Commit:
-        metadata, transactions, files, size, rewrites = "", {}, [], 0, False
+        metadata, transactions, files, size, rows, rewrites = "", {}, [], 0, 0, False
         for line in text.splitlines():
             if line.startswith('{"commitInfo"'):
-                metadata = json.loads(line)["commitInfo"].get("userMetadata") or ""
+                info = json.loads(line)["commitInfo"]
+                metadata = info.get("userMetadata") or ""
+                rows = int(info.get("operationMetrics", {}).get("numOutputRows", 0))
             elif line.startswith('{"txn"'):
                 transaction = json.loads(line)["txn"]
                 transactions[transaction["appId"]] = int(transaction["version"])
@@ -82,7 +86,7 @@ class CommitLog:
                 rewrites = True
         if rewrites:
             files, size = [], 0
-        return Commit(version, metadata, transactions, tuple(files), size)
+        return Commit(version, metadata, transactions, tuple(files), size, rows)
 
     def _uri(self, path: str) -> str:
         """A file's path as Hadoop takes it: the log has it relative and percent-encoded."""

@@ -71,21 +71,27 @@ class Ingest:
         self.account = Account()
         lease_seconds = self.config.fold_in.lease_seconds
         stop = stop or GracefulStop()
-        with Lease(self.checkpoint, lease_seconds) as lease, self._failures():
-            check_expressions(self.spark, self.mapping)
-            with Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False) as monitor:
-                self._skipping = False
-                while True:
-                    try:
-                        self._run(lease, monitor, stop, once=once)
-                        break
-                    except StrictAgainError:
-                        self._skipping = False
-                    except FoldinError as error:
-                        if self._skipping or not self._reads_files or not failed_to_read(error):
-                            raise
-                        log.warning("%s; skipping what cannot be read of this batch's files", error)
-                        self._skipping = True
+        self._skipping = False
+        # What a person must mend is found before anything is left behind, were it only a lease.
+        check_expressions(self.spark, self.mapping)
+        with self._failures():
+            self._source()
+        with (
+            Lease(self.checkpoint, lease_seconds) as lease,
+            self._failures(),
+            Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False) as monitor,
+        ):
+            while True:
+                try:
+                    self._run(lease, monitor, stop, once=once)
+                    break
+                except StrictAgainError:
+                    self._skipping = False
+                except FoldinError as error:
+                    if self._skipping or not self._reads_files or not failed_to_read(error):
+                        raise
+                    log.warning("%s; skipping what cannot be read of this batch's files", error)
+                    self._skipping = True
         return self.account
 
     @property
@@ -143,6 +149,7 @@ class Ingest:
                 monitor.around(self._process),
                 checkpoint=self.checkpoint,
                 name=self.name,
+                rebuild=f"delete {self.checkpoint.path} and start again: known ids are read from the tables.",
                 once=once,
                 trigger_seconds=self.config.ingest.trigger_seconds,
                 lease=lease,

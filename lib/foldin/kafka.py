@@ -30,6 +30,8 @@ log = logging.getLogger("foldin.kafka")
 
 CONNECTOR = f"org.apache.spark:spark-sql-kafka-0-10_2.13:{pyspark.__version__}"
 
+# Spark's words, with the reason of the moment; the consumer group at its end is made up and helps nobody.
+_DATA_LOSS = re.compile(r"Some data may have been lost[^.]*not available in Kafka.*?Reason:\s*([^\n]+)", re.DOTALL)
 _PATIENCE = 60.0  # seconds to wait for a broker at the start: Kafka's own default for one call
 _TELL = 10.0  # seconds between two lines that say what is waited for
 
@@ -80,9 +82,10 @@ def kafka_failures(settings: KafkaConfig, checkpoint: Checkpoint) -> Iterator[No
         with _spoken(settings):
             yield
     except FoldinError as error:
-        lost = re.search(r"\[KAFKA_DATA_LOSS[.\w]*\].*?Reason:\s*([^\n]*)", str(error.__cause__), re.DOTALL)
+        lost = _DATA_LOSS.search(str(error.__cause__))
         if lost is None:
             raise
+        check_topics(checkpoint.spark, settings, checkpoint)  # knows all the offsets, where Spark names the first
         raise StateMismatchError(_gone(checkpoint, hide(lost[1], settings.options).strip())) from None
 
 

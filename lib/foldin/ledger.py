@@ -127,11 +127,11 @@ class Ledger:
         ]
         if rows:
             names = ", ".join(INGEST_LOG.schema.names[:-1])
-            frame = self._tables.spark.sql(f"select * from values {', '.join(rows)} as t({names})").coalesce(1)
+            frame = self._tables.spark.sql(f"select * from values {', '.join(rows)} as t({names})")
+            # One task; the stamp before that, while the rows are the plan's own: no code is compiled for them.
+            stamped = frame.withColumn("logged_at", F.current_timestamp()).coalesce(1)
             last = max(waiting)
-            self._tables.append(
-                frame.withColumn("logged_at", F.current_timestamp()), INGEST_LOG, Transaction(query_id, last)
-            )
+            self._tables.append(stamped, INGEST_LOG, Transaction(query_id, last))
             self._logged = last
         for batch_id in waiting:
             self._checkpoint.delete(f"{_FOLDER}/{batch_id}")

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from pyspark.sql import DataFrame
 
+from foldin.commits import CommitLog
+from foldin.errors import FoldinError
 from foldin.folding import fold
 from foldin.histories import histories, slim
 from foldin.registry import Model, Promotion, Registry
@@ -61,19 +63,25 @@ class Publisher:
     def publish(
         self, users: DataFrame, model_version: str, position: Position, transaction: Transaction | None = None
     ) -> int:
-        """Fold `users` under a version and append their factors and their lists; the number of users.
+        """Fold `users` under a version and append their factors and, unless they are off, lists; the number of users.
 
-        The two tables are written at the same time: a Delta commit is mostly waiting. Each write is skipped by its own
-        transaction when it is there already, so it does not matter which of them a crash leaves out.
+        Each write is skipped by its own transaction when it is there already, so it does not matter which of them a
+        crash leaves out.
         """
         started = time.monotonic()
-        rows = self.folded(users, model_version, position).persist()
+        rows = self.folded(users, model_version, position)
+        if not self.top_n and transaction is not None:
+            count = self._append_factors(rows, transaction)
+            self.phases = {"fold_and_write": time.monotonic() - started}
+            return count
+        rows = rows.persist()
         try:
             # One action computes the batch, whatever a replay skips of the writes: a stream's state is committed by it.
             count = rows.count()
             folded = time.monotonic()
             if count:
                 merged = rows.coalesce(max(1, count // _ROWS_A_FILE))
+                # The two tables are written at the same time: a Delta commit is mostly waiting.
                 with ThreadPoolExecutor(len(self.written)) as pool:
                     for write in [pool.submit(self.tables.append, merged, spec, transaction) for spec in self.written]:
                         write.result()
@@ -81,6 +89,19 @@ class Publisher:
             rows.unpersist()
         self.phases = {"fold": folded - started, "write": time.monotonic() - folded}
         return count
+
+    def _append_factors(self, rows: DataFrame, transaction: Transaction) -> int:
+        """Factors alone need no cache: the append itself is the one action that computes the batch."""
+        log = CommitLog(self.tables, USER_FACTORS)
+        version, written = log.head(transaction.app_id)
+        if written >= transaction.version:
+            # Delta would skip the append of a replay, and a batch that nothing computes leaves no state behind.
+            return rows.count()
+        self.tables.append(rows, USER_FACTORS, transaction)
+        while commit := log.commit(version := version + 1):
+            if commit.transactions.get(transaction.app_id) == transaction.version:
+                return commit.rows
+        raise FoldinError(f"{USER_FACTORS.name}: batch {transaction.version} was appended, but its commit is not there")
 
     @property
     def written(self) -> tuple[TableSpec, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from broker import PASSWORD, Broker, Client, free_port, guarded
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from foldin.config import Config
 from foldin.errors import ConfigError, FoldinError, StateMismatchError
@@ -103,6 +103,26 @@ def test_messages_that_retention_deleted_unread_stop_the_job_with_their_offsets_
 
     client.delete_records(topic, before={1: 5})  # all of it was read: nothing is lost
     assert ingest(tables, config).rows_in == 0
+
+
+def test_messages_that_retention_deletes_before_a_running_query_has_read_them_stop_it_too(
+    tables: Tables, kafka_config: Callable[..., Config], client: Client, topic: str
+) -> None:
+    class Overtaken(Ingest):
+        def _process(self, batch: DataFrame, batch_id: int) -> None:
+            super()._process(batch, batch_id)
+            client.delete_records(topic, before={0: 5})
+
+    # Sent and fetched one at a time, or the consumer has them all before they are deleted.
+    config = kafka_config("kafka.max_offsets_per_trigger=1", "kafka.options.kafka.max.partition.fetch.bytes='1'")
+    for event_id in "abcdef":
+        client.send(topic, event(event_id), partition=0)
+    with pytest.raises(StateMismatchError) as raised:
+        Overtaken(tables, config, contract(config)).run(once=True)
+    found = ids(tables)
+    assert f"never read: {topic}/0 offsets {len(found)} to 4." in str(raised.value)
+    assert f"delete the checkpoint {checkpoint(config)} and start again" in str(raised.value)
+    assert found == list("abcde")[: len(found)]  # the consumer may have had one more already; there is no gap
 
 
 def test_a_topic_that_was_made_anew_is_not_taken_for_the_old_one(
