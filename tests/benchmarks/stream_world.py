@@ -23,7 +23,7 @@ from foldin.schemas import EVENTS, ITEM_FACTORS, Position
 from foldin.session import build_session
 from foldin.tables import Tables
 
-__all__ = ["BATCH_EVENTS", "EVENTS_A_USER", "Settings", "World", "folder_bytes", "seconds_since", "session"]
+__all__ = ["BATCH_EVENTS", "EVENTS_A_USER", "Settings", "World", "folder_bytes", "session"]
 
 BATCH_EVENTS = 10_000
 EVENTS_A_USER = 30
@@ -184,8 +184,3 @@ class World:
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files below."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def seconds_since(started: float) -> str:
-    """For progress lines."""
-    return f"{time.monotonic() - started:.1f} s"
