@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
 from foldin.errors import MissingModelError
 from foldin.reading import latest_recommendations, latest_user_factors, popular_items, recommendations_for
 from foldin.recommending import recommend_all
@@ -14,6 +14,8 @@ from foldin.registry import Registry
 from foldin.schemas import EVENTS, RECOMMENDATIONS, TABLES, Position
 from foldin.training import train
 from world import bought, fold_once, latest_lists
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_readers_without_a_model_are_told(tables):

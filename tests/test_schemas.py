@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from conftest import ROOT
 from foldin.schemas import TABLES
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("spec", TABLES, ids=lambda spec: spec.name)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
@@ -49,23 +53,38 @@ def run_job(body: Callable[[Job], None], options: argparse.ArgumentParser, argv:
     """Parse, configure, run `body`; the exit code: 0, or the code of the error that a person reads in one line."""
     setup_logging()
     parsed = options.parse_args(argv)
+    folders: list[str] = []
     try:
         config, mapping = load_settings(parsed.config, parsed.sets, parsed.mapping)
+        folders = [config.tables.root, config.spark.conf.get("spark.local.dir", tempfile.gettempdir())]
         spark = build_session(config)
         body(Job(parsed, config, mapping, spark, Tables.of(spark, config.tables)))
     except FoldinError as error:
-        print(f"foldin: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(" ".join(str(error).split()), folders)
         return error.exit_code
     except OSError as error:
         # Of a file beside the tables (a lease, a pin); the log has where from.
         logging.getLogger("foldin").debug("the whole of it", exc_info=True)
-        print(f"foldin: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+        _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", folders)
         return FoldinError.exit_code
     except (PySparkException, Py4JError) as error:
         logging.getLogger("foldin").debug("the whole of it", exc_info=True)
-        print(f"foldin: {reason_of(error)}", file=sys.stderr)
+        _complain(reason_of(error), folders)
         return FoldinError.exit_code
     return 0
+
+
+def _complain(reason: str, folders: Sequence[str]) -> None:
+    """One line for a person. Few of the errors of a full disk say which one it is, so that is looked up."""
+    if re.search(r"No space left on device|Disk quota exceeded", reason):
+        full = [folder for folder in folders if Path(folder).exists() and _is_full(folder)]
+        reason += f" (disk of {' and of '.join(full)})" if full else ""
+    print(f"foldin: {reason}", file=sys.stderr)
+
+
+def _is_full(folder: str) -> bool:
+    usage = shutil.disk_usage(folder)
+    return usage.free < max(1 << 20, usage.total // 100)
 
 
 def setup_logging() -> None:
