@@ -46,7 +46,7 @@ test-data: setup ## Run the tests on the real event logs (FOLDIN_DATA, default .
 chaos: setup ## Kill running jobs at random and on purpose, damage their files (KILLS=30 for longer, SEED=...)
 	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -m chaos tests/chaos $(ARGS)
 
-kafka: setup ## Read from a real Kafka broker that is killed and started again (Ivy fetches it once, 110 MB)
+kafka: setup ## Read from a real Kafka broker that is killed and started again (Ivy fetches it once, 100 MB)
 	@$(PY) -m pytest -m kafka tests/kafka $(ARGS)
 
 check: setup ## Lint, check format and types, compare the locks with pyproject.toml
