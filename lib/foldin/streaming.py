@@ -36,7 +36,7 @@ def observed_rows(query: StreamingQuery, name: str) -> int:
 # What Spark and Delta say when the checkpoint's files, the state or the source's log cannot be read any more.
 _DAMAGE = re.compile(
     r"CANNOT_LOAD_STATE_STORE|STATE_STORE_|MISSING_STATE_DIRECTORY|MALFORMED_LOG_FILE|Incomplete log file|CHECKSUM"
-    r"|STREAMING_CHECKPOINT_|DELTA_MISSING_FILES_UNEXPECTED_VERSION|DELTA_FILE_NOT_FOUND|FILE_NOT_EXIST"
+    r"|STREAMING_CHECKPOINT_|DELTA_MISSING_FILES_UNEXPECTED_VERSION|DELTA_(?:LOG_)?FILE_NOT_FOUND|FILE_NOT_EXIST"
     r"|\.start\.\s*: com\.fasterxml\.jackson"
 )
 
