@@ -95,11 +95,10 @@ _POSITION = (
     ("events_index", LongType(), "position of events that the row includes: index, -1 for whole"),
 )
 
-# What a table that is appended to every second needs to stay as quick as it was on its first day. Delta merges small
-# files in passing, on the commit that finds 50 of them; what a merge replaced, and commits of old, leave the log soon.
-# Nobody reads a day back: a stream that fell behind its log is refused and rebuilt from the table itself.
+# What a table that is appended to every second needs to stay as quick as it was on its first day: files that a merge
+# has replaced, and commits of old, leave the log soon. Nobody reads a day back: a stream that fell behind its log is
+# refused and rebuilt from the table itself. Delta's auto compaction is off: it merged after every commit of two files.
 _APPENDED_EVERY_SECOND = {
-    "delta.autoOptimize.autoCompact": "true",
     "delta.deletedFileRetentionDuration": "interval 1 day",
     "delta.logRetentionDuration": "interval 2 days",
 }
