@@ -20,9 +20,9 @@ from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 
 from foldin.config import TablesConfig
-from foldin.schemas import TABLES, Position, TableSpec
+from foldin.schemas import TABLES, TableSpec
 
-__all__ = ["Tables", "Transaction", "latest", "position_columns"]
+__all__ = ["Tables", "Transaction", "latest"]
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,3 @@ def latest(rows: DataFrame) -> DataFrame:
     """
     newest = F.max_by(F.struct("*"), F.struct("events_version", "events_index"))
     return rows.groupBy("model_version", "user_id").agg(newest.alias("row")).select("row.*")
-
-
-def position_columns(rows: DataFrame, position: Position) -> DataFrame:
-    """`rows` with the two columns of the position that they include."""
-    version, index = (F.lit(n).cast("long") for n in (position.version, position.index))
-    return rows.withColumns({"events_version": version, "events_index": index})
