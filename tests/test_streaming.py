@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from foldin.checkpoints import Checkpoint
 from foldin.errors import FoldinError, StateMismatchError, reason_of
 from foldin.schemas import Position
-from foldin.streaming import GracefulStop, observed_rows, run
+from foldin.streaming import GracefulStop, observed, run
 
 
 @pytest.fixture
@@ -219,10 +219,10 @@ def test_the_rows_that_a_batch_reads_are_known_within_it(
     def process(batch: DataFrame, batch_id: int) -> None:
         batch.count()
         (query,) = (q for q in spark.streams.active if q.name == "observed")
-        seen.append(observed_rows(query, "rows_in"))
+        seen.append(observed(query, "rows_in")[0])
 
-    observed = files.observe("rows_in", F.count(F.lit(1)).alias("rows")).where("value < '2'")
-    run(observed.writeStream, process, checkpoint=checkpoint, name="observed", once=True, trigger_seconds=1)
+    counted = files.observe("rows_in", F.count(F.lit(1)).alias("rows")).where("value < '2'")
+    run(counted.writeStream, process, checkpoint=checkpoint, name="observed", once=True, trigger_seconds=1)
     assert seen == [1, 1, 1, 1]
 
 

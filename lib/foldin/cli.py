@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from foldin.config import Config
-from foldin.errors import FoldinError, reason_of
+from foldin.errors import DISK_FULL, FoldinError, reason_of
 from foldin.mapping import Mapping, load_settings
 from foldin.session import build_session
 from foldin.tables import Tables
@@ -76,7 +75,7 @@ def run_job(body: Callable[[Job], None], options: argparse.ArgumentParser, argv:
 
 def _complain(reason: str, folders: Sequence[str]) -> None:
     """One line for a person. Few of the errors of a full disk say which one it is, so that is looked up."""
-    if re.search(r"No space left on device|Disk quota exceeded", reason):
+    if DISK_FULL.search(reason):
         full = [folder for folder in folders if Path(folder).exists() and _is_full(folder)]
         reason += f" (disk of {' and of '.join(full)})" if full else ""
     print(f"foldin: {reason}", file=sys.stderr)

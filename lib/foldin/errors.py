@@ -10,6 +10,7 @@ import re
 from typing import ClassVar
 
 __all__ = [
+    "DISK_FULL",
     "AccountingError",
     "AlarmError",
     "ConfigError",
@@ -22,6 +23,10 @@ __all__ = [
     "StateMismatchError",
     "reason_of",
 ]
+
+
+DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded")
+"""What an error says, whoever raises it, when there is no room left."""
 
 
 class FoldinError(Exception):

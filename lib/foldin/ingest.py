@@ -26,7 +26,7 @@ from foldin.mapping import Mapping
 from foldin.monitoring import Monitor, observe_arrival
 from foldin.schemas import EVENTS, QUARANTINE
 from foldin.sources import read_as, read_source, source_failures
-from foldin.streaming import GracefulStop, run
+from foldin.streaming import GracefulStop, observed, run
 from foldin.tables import Tables
 from foldin.unreadable import UNREADABLE, BatchFiles, StrictAgainError, failed_to_read, quarantine_rows, read_files
 
@@ -72,26 +72,26 @@ class Ingest:
         lease_seconds = self.config.fold_in.lease_seconds
         stop = stop or GracefulStop()
         self._skipping = False
-        # What a person must mend is found before anything is left behind, were it only a lease.
         check_expressions(self.spark, self.mapping)
         with self._failures():
-            self._source()
-        with (
-            Lease(self.checkpoint, lease_seconds) as lease,
-            self._failures(),
-            Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False) as monitor,
-        ):
-            while True:
-                try:
-                    self._run(lease, monitor, stop, once=once)
-                    break
-                except StrictAgainError:
-                    self._skipping = False
-                except FoldinError as error:
-                    if self._skipping or not self._reads_files or not failed_to_read(error):
-                        raise
-                    log.warning("%s; skipping what cannot be read of this batch's files", error)
-                    self._skipping = True
+            # What a person must mend is found before anything is left behind, were it only a lease.
+            source = self._source()
+            with (
+                Lease(self.checkpoint, lease_seconds) as lease,
+                Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False) as monitor,
+            ):
+                while True:
+                    try:
+                        self._run(source, lease, monitor, stop, once=once)
+                        break
+                    except StrictAgainError:
+                        self._skipping = False
+                    except FoldinError as error:
+                        if self._skipping or not self._reads_files or not failed_to_read(error):
+                            raise
+                        log.warning("%s; skipping what cannot be read of this batch's files", error)
+                        self._skipping = True
+                    source = self._source()
         return self.account
 
     @property
@@ -109,9 +109,17 @@ class Ingest:
     def _failures(self) -> AbstractContextManager[None]:
         return source_failures(self.config, self.checkpoint)
 
-    def _run(self, lease: Lease, monitor: Monitor, stop: GracefulStop, *, once: bool) -> None:
+    def _run(
+        self,
+        source: tuple[DataFrame, Mapping],
+        lease: Lease,
+        monitor: Monitor,
+        stop: GracefulStop,
+        *,
+        once: bool,
+    ) -> None:
         self._last, self._query, self._first, self._monitor = None, None, None, monitor
-        landing, mapping = self._source()
+        landing, mapping = source
         if self._reads_files:
             self._files = BatchFiles(self.checkpoint, partial(read_files, landing, mapping))
         self._open()
@@ -194,8 +202,8 @@ class Ingest:
             # One action fills the cache, commits the state, counts, and makes the observed counts final.
             reason = F.coalesce("reason", F.lit("")).alias("reason")
             counted = batch.groupBy("primed", "rejected", reason).count().collect()
-            rows_in = self._observed(_ROWS_IN)[0] or 0
-            known_in, *bundles = self._observed(_KNOWN_IN)
+            rows_in = observed(self._running(), _ROWS_IN)[0] or 0
+            known_in, *bundles = observed(self._running(), _KNOWN_IN)
             dropped = rows_in + (known_in or 0) - sum(row["count"] for row in counted)
             new = batch.where(~F.col("primed"))
             counts: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
@@ -249,15 +257,6 @@ class Ingest:
         for name in self._disposable:
             self.checkpoint.delete(name)
         self._disposable = []
-
-    def _observed(self, name: str) -> list[int | None]:
-        """What `observe` saw in the batch under way.
-
-        Spark shows Python an observed metric only when the batch is over; the account of a batch is written
-        within it, so it is read from the JVM's execution of the batch.
-        """
-        row = self._running()._jsq.streamingQuery().lastExecution().observedMetrics().apply(name)
-        return [None if row.isNullAt(i) else int(row.getLong(i)) for i in range(row.size())]
 
     def _running(self) -> StreamingQuery:
         if self._query is None:  # the first batch may begin before start() has returned

@@ -15,22 +15,22 @@ from pyspark.sql import DataFrame
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
 from foldin.checkpoints import Checkpoint
-from foldin.errors import FoldinError, StateMismatchError, reason_of
+from foldin.errors import DISK_FULL, FoldinError, StateMismatchError, reason_of
 from foldin.leases import Lease
 
-__all__ = ["GracefulStop", "observed_rows", "run"]
+__all__ = ["GracefulStop", "observed", "run"]
 
 log = logging.getLogger("foldin")
 
 
-def observed_rows(query: StreamingQuery, name: str) -> int:
-    """The rows that `observe(name, count)` saw in the batch under way.
+def observed(query: StreamingQuery, name: str) -> list[int | None]:
+    """The whole numbers that `observe(name, ...)` saw in the batch under way, None for a null.
 
     Spark shows Python an observed metric only when the batch is over; the account of a batch is written
     within it, so it is read from the JVM's execution of the batch.
     """
-    execution = query._jsq.streamingQuery().lastExecution()
-    return int(execution.observedMetrics().apply(name).getLong(0))
+    row = query._jsq.streamingQuery().lastExecution().observedMetrics().apply(name)
+    return [None if row.isNullAt(i) else int(row.getLong(i)) for i in range(row.size())]
 
 
 # What Spark and Delta say when the checkpoint's files, the state or the source's log cannot be read any more.
@@ -44,7 +44,7 @@ _DAMAGE = re.compile(
 def _explained(name: str, cause: BaseException, rebuild: str) -> FoldinError:
     """A query's failure in one line, with what to do where that is known."""
     text = str(cause)
-    if full := re.search(r"No space left on device|Disk quota exceeded", text):
+    if full := DISK_FULL.search(text):
         return FoldinError(f"{name} failed: {full.group()}. Free some and start again: nothing is lost")
     if not (rebuild and _DAMAGE.search(text)):
         return FoldinError(f"{name} failed: {reason_of(cause)}")
