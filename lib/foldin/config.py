@@ -56,6 +56,8 @@ class TablesConfig(Section):
     """Folder or URI under which tables and checkpoints lie."""
     catalog: str = Field(pattern=r"^$|^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?$")
     """"catalog.schema" or "schema" for tables by name; empty for tables by path."""
+    compact_every: int = Field(ge=0)
+    """Micro-batches of a stream after which it merges the small files of the tables that it appends to; 0: never."""
 
 
 class EventsConfig(Section):

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pyspark.sql import DataFrame
 
 from foldin.checkpoints import Checkpoint, Offset
+from foldin.compaction import Compactor
 from foldin.config import Config, byte_count
 from foldin.errors import StateMismatchError
 from foldin.histories import histories, slim
 from foldin.leases import Lease
 from foldin.monitoring import Monitor, observe_arrival
 from foldin.publishing import Publisher
-from foldin.schemas import EVENTS, Position
+from foldin.schemas import EVENTS, METRICS, Position
 from foldin.streaming import GracefulStop, run
 from foldin.tables import Tables, Transaction
 
@@ -77,10 +78,13 @@ class FoldIn:
         )
         stop = stop or GracefulStop()
         events = observe_arrival(events, "ingested_at")
-        with Monitor(self.tables, settings, "fold_in", self.checkpoint, stop) as self.monitor:
+        with (
+            Compactor(self.tables, (*self.publisher.written, METRICS), settings.tables.compact_every) as compactor,
+            Monitor(self.tables, settings, "fold_in", self.checkpoint, stop) as self.monitor,
+        ):
             run(
                 histories(slim(events, types), bound, seen=lists).writeStream.outputMode("update"),
-                self.monitor.around(self._process),
+                self.monitor.around(compactor.after(self._process)),
                 checkpoint=self.checkpoint,
                 name="fold_in",
                 rebuild=self._rebuild,

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pyspark.sql.streaming import StreamingQuery
 
 from foldin.admission import KNOWN, Admission
 from foldin.checkpoints import Checkpoint
+from foldin.compaction import Compactor
 from foldin.config import Config
 from foldin.errors import AccountingError, FoldinError
 from foldin.events import batch_clock, check_expressions, judge, parse
@@ -24,7 +26,7 @@ from foldin.leases import Lease
 from foldin.ledger import Account, Ledger
 from foldin.mapping import Mapping
 from foldin.monitoring import Monitor, observe_arrival
-from foldin.schemas import EVENTS, QUARANTINE
+from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE
 from foldin.sources import read_as, read_source, source_failures
 from foldin.streaming import GracefulStop, observed, run
 from foldin.tables import Tables
@@ -78,11 +80,13 @@ class Ingest:
             source = self._source()
             with (
                 Lease(self.checkpoint, lease_seconds) as lease,
+                Compactor(self.tables, (EVENTS, QUARANTINE, INGEST_LOG), self.config.tables.compact_every) as compactor,
                 Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False) as monitor,
             ):
+                process = monitor.around(compactor.after(self._process))
                 while True:
                     try:
-                        self._run(source, lease, monitor, stop, once=once)
+                        self._run(source, process, lease, monitor, stop, once=once)
                         break
                     except StrictAgainError:
                         self._skipping = False
@@ -112,6 +116,7 @@ class Ingest:
     def _run(
         self,
         source: tuple[DataFrame, Mapping],
+        process: Callable[[DataFrame, int], None],
         lease: Lease,
         monitor: Monitor,
         stop: GracefulStop,
@@ -154,7 +159,7 @@ class Ingest:
         try:
             run(
                 unique.writeStream.outputMode("append"),
-                monitor.around(self._process),
+                process,
                 checkpoint=self.checkpoint,
                 name=self.name,
                 rebuild=f"delete {self.checkpoint.path} and start again: known ids are read from the tables.",

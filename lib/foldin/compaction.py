@@ -1,0 +1,109 @@
+"""Small files merged in passing: a query that appends every second looks after the tables that it appends to.
+
+Every append adds a file and an entry to the table's state, which Delta reads again for each commit: 80,000 files raise
+the median append from 0.40 to 0.58 s. So after every so many micro-batches a thread of the query runs OPTIMIZE over
+the files that are still small. It moves rows without changing them: appends do not conflict with it, streams skip it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+
+from pyspark.sql import DataFrame
+
+from foldin.errors import reason_of
+from foldin.schemas import TableSpec
+from foldin.tables import Tables
+
+__all__ = ["Compactor", "compact"]
+
+log = logging.getLogger("foldin.compaction")
+
+# A file of this size is left alone from then on, so that a row is rewritten a few times at most, not once a round.
+_SETTINGS = {
+    "spark.databricks.delta.optimize.minFileSize": str(8 << 20),
+    "spark.databricks.delta.optimize.maxFileSize": str(64 << 20),
+    "spark.databricks.delta.optimize.maxThreads": "1",  # its tasks take turns with those of the micro-batch
+}
+_JOIN = 60.0  # seconds that the end of a run waits for a merge under way
+
+
+def compact(tables: Tables, spec: TableSpec) -> tuple[int, int]:
+    """Merge the small files of a table within its partitions; how many went and how many came.
+
+    Raises:
+        PySparkException: another writer changed the same files meanwhile; nothing has happened.
+    """
+    spark = tables.spark.newSession()  # same engine, settings of its own
+    for key, value in _SETTINGS.items():
+        spark.conf.set(key, value)
+    with tables.locked(spec):
+        row = spark.sql(f"optimize {tables.name(spec)}").first()
+    assert row is not None  # OPTIMIZE always answers with its metrics
+    return int(row["metrics"]["numFilesRemoved"]), int(row["metrics"]["numFilesAdded"])
+
+
+class Compactor:
+    """Merges the small files of some tables after every `every` micro-batches, on a thread of its own (`with`).
+
+    What goes wrong in here is logged and tried again a round later; the stream goes on.
+
+    Attributes:
+        rounds: merges of all tables begun, those skipped because one took too long counted in.
+    """
+
+    def __init__(self, tables: Tables, specs: Iterable[TableSpec], every: int) -> None:
+        """`every`: micro-batches from one round to the next; 0 for never."""
+        self._tables, self._specs, self._every = tables, tuple(specs), every
+        self._batches = self.rounds = 0
+        self._wake = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._work, name="compaction", daemon=True)
+
+    def __enter__(self) -> Compactor:
+        if self._every:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._ended = True
+        self._wake.set()
+        if self._every:
+            self._thread.join(_JOIN)
+
+    def after(self, process: Callable[[DataFrame, int], None]) -> Callable[[DataFrame, int], None]:
+        """`process` for foreachBatch, its micro-batches counted."""
+
+        def counted(batch: DataFrame, batch_id: int) -> None:
+            process(batch, batch_id)
+            self._batches += 1
+            if self._every and self._batches % self._every == 0:
+                self._wake.set()
+
+        return counted
+
+    def _work(self) -> None:
+        ended = False
+        while not ended:
+            self._wake.wait()
+            self._wake.clear()
+            ended = self._ended  # what was due by then is still done
+            while self._batches // self._every > self.rounds:
+                self.rounds = self._batches // self._every
+                for spec in self._specs:
+                    self._compact(spec)
+
+    def _compact(self, spec: TableSpec) -> None:
+        started = time.monotonic()
+        try:
+            removed, added = compact(self._tables, spec)
+        except Exception as error:  # the stream owes nothing to a merge
+            log.warning("%s: small files are not merged this time: %s", spec.name, reason_of(error))
+            log.debug("%s", spec.name, exc_info=True)
+            return
+        seconds = time.monotonic() - started
+        log.info("%s: %d small files merged into %d, %.1f s", spec.name, removed, added, seconds)

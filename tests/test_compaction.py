@@ -1,0 +1,95 @@
+"""Small files merged in passing: fewer of them, the same rows, and nobody who reads or appends notices."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from foldin.compaction import Compactor, compact
+from foldin.schemas import EVENTS, METRICS, RECOMMENDATIONS, USER_FACTORS
+from foldin.tables import Tables
+from world import ITEMS, assert_same_vectors, bought, copy_of, fold_once, latest_lists, latest_vectors
+
+
+def files(tables: Tables, spec) -> int:
+    """Files that the table consists of now."""
+    return tables.spark.sql(f"describe detail {tables.name(spec)}").first()["numFiles"]
+
+
+def operations(tables: Tables, spec) -> list[str]:
+    """What was done to the table, newest first."""
+    history = tables.spark.sql(f"describe history {tables.name(spec)}")
+    return [row["operation"] for row in history.orderBy("version", ascending=False).collect()]
+
+
+def test_a_stream_merges_the_files_of_its_tables_and_readers_see_the_same(
+    world, config, make_config, events_frame, tmp_path, spark
+):
+    fold_once(world, config)
+    copy_of(tmp_path / "tables", tmp_path / "other")
+    other_config = make_config(f"tables.root={tmp_path / 'other'}", "tables.compact_every=0")
+    other = Tables.of(spark, other_config.tables)
+    for k in range(6):
+        for tables in (world, other):
+            tables.append(events_frame(bought(f"x{k}", f"u{k % 4}", ITEMS[(5 * k) % 12])), EVENTS)
+    one_file_a_batch = "fold_in.max_files_per_trigger=1"
+    fold_once(world, make_config(one_file_a_batch, "tables.compact_every=3"))
+    fold_once(other, make_config(f"tables.root={tmp_path / 'other'}", one_file_a_batch, "tables.compact_every=0"))
+    for spec in (USER_FACTORS, RECOMMENDATIONS):
+        assert "OPTIMIZE" in operations(world, spec)
+        assert "OPTIMIZE" not in operations(other, spec)
+        assert files(world, spec) <= files(other, spec) - 2, spec.name
+        assert world.read(spec).count() == other.read(spec).count()
+    assert_same_vectors(latest_vectors(world), latest_vectors(other))
+    assert latest_lists(world) == latest_lists(other)
+
+
+def test_a_stream_skips_the_merge_of_its_source(world, config, events_frame):
+    fold_once(world, config)
+    for k in range(3):
+        world.append(events_frame(bought(f"x{k}", "u1", ITEMS[k])), EVENTS)
+    assert compact(world, EVENTS)[0] >= 3
+    assert fold_once(world, config) == 1  # the events from before the merge, once
+    assert compact(world, EVENTS) == (0, 0)
+    assert fold_once(world, config) == 0
+    row = world.read(USER_FACTORS).where("user_id = 'u1'").orderBy("events_version", ascending=False).first()
+    assert row["events"] == 4 + 3
+
+
+def test_appends_beside_merges_lose_nothing(tables, events_frame):
+    frames = [events_frame(bought(f"{writer}-{k}", "u", "i")) for writer in "ab" for k in range(5)]
+    with ThreadPoolExecutor(3) as pool:
+        appends = [pool.submit(tables.append, frame, EVENTS) for frame in frames]
+        merges = [pool.submit(compact, tables, EVENTS) for _ in range(3)]
+        for work in appends + merges:
+            work.result()
+    compact(tables, EVENTS)
+    ids = [row["event_id"] for row in tables.read(EVENTS).select("event_id").collect()]
+    assert sorted(ids) == sorted(f"{writer}-{k}" for writer in "ab" for k in range(5))
+    assert files(tables, EVENTS) == 1
+
+
+def test_a_merge_that_fails_is_told_and_the_other_tables_have_theirs(tables, events_frame, caplog):
+    for k in range(2):
+        tables.append(events_frame(bought(f"{k}", "u", "i")), EVENTS)
+    log = Path(tables.path(METRICS.name), "_delta_log")
+    log.rename(log.with_name("elsewhere"))
+    batches = []
+    with (
+        caplog.at_level(logging.WARNING, "foldin.compaction"),
+        Compactor(tables, (METRICS, EVENTS), every=2) as compactor,
+    ):
+        process = compactor.after(lambda _, batch_id: batches.append(batch_id))
+        process(None, 0)
+        process(None, 1)
+    assert batches == [0, 1]
+    assert compactor.rounds == 1
+    assert caplog.text.count("metrics: small files are not merged this time") == 1
+    assert files(tables, EVENTS) == 1
+
+
+def test_never_means_never(tables):
+    with Compactor(tables, (EVENTS,), every=0) as compactor:
+        compactor.after(lambda _batch, _batch_id: None)(None, 0)
+    assert compactor.rounds == 0
