@@ -63,13 +63,21 @@ def ids(tables: Tables) -> list[str]:
     return sorted(row["event_id"] for row in tables.read(EVENTS).select("event_id").collect())
 
 
+@pytest.fixture(params=["under a lock", "by Delta"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare-and-set as it is on a local disk, and as it is elsewhere."""
+    if request.param == "by Delta":
+        monkeypatch.setattr(Tables, "exclusive", False)
+
+
+@pytest.mark.usefixtures("either_way")
 def test_an_id_that_another_job_committed_between_the_look_and_the_append_is_not_appended_again(
     tables: Tables, rows: Rows
 ) -> None:
     ours, theirs = door(tables, "ours"), door(tables, "theirs")
     ours.look()
     assert theirs.admit(*rows("x", "y"), 0) == {"": 2}
-    # Ours does not know of that commit: Delta skips its append, as the number is taken.
+    # Ours does not know of that commit: it sees it under the lock, or Delta skips its append, as the number is taken.
     assert ours.admit(*rows("y", "z"), 0) == {"": 1}
     assert ids(tables) == ["x", "y", "z"]
     assert theirs.admit(*rows("z"), 1) == {}  # nothing is left, nothing is committed
@@ -92,8 +100,9 @@ _OVERTAKE: dict[str, Callable[[], object]] = {}
 
 
 def test_an_append_that_loses_against_another_job_is_tried_again_without_what_that_brought(
-    spark: SparkSession, tables: Tables, rows: Rows
+    spark: SparkSession, tables: Tables, rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Tables, "exclusive", False)
     theirs = door(tables, "theirs")
     ours = door(_Overtaken(spark, tables.root), "ours")
     _OVERTAKE["now"] = lambda: theirs.admit(*rows("x", "y"), 0)

@@ -41,10 +41,10 @@ def fold_until_killed_before_lists(tables: Tables, config: Config, monkeypatch: 
     """Run the query, and let it die between its two writes: factors are written, lists are not."""
     append = Tables.append
 
-    def crash(self, rows, spec, transaction=None):
+    def crash(self, rows, spec, *, metadata=None):
         if spec is RECOMMENDATIONS:
             raise FoldinError("killed")
-        append(self, rows, spec, transaction)
+        append(self, rows, spec, metadata=metadata)
 
     monkeypatch.setattr(Tables, "append", crash)
     with pytest.raises(FoldinError, match="killed"):
@@ -247,7 +247,7 @@ def test_nothing_is_published_while_the_state_is_still_partial(world, make_confi
 def test_a_state_built_under_other_settings_is_refused(world, config, make_config, setting, name):
     checkpoint = Path(FoldIn(world, config).checkpoint.path)
     checkpoint.mkdir(parents=True)
-    settings = {"layout": 1, "max_events_per_user": 256, "state_partitions": 2, "seen_items": True}
+    settings = {"layout": 2, "max_events_per_user": 256, "state_partitions": 2, "seen_items": True}
     settings["event_types"] = ["view", "like", "cart", "purchase"]
     (checkpoint / "foldin.json").write_text(json.dumps(settings))
     with pytest.raises(StateMismatchError, match=rf"{name} is .*rebuilt from events") as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,16 @@ class _Tables(Tables):
     def append(
         self, rows: DataFrame, spec: TableSpec, transaction: Transaction | None = None, *, metadata: str | None = None
     ) -> None:
-        if action := _ACTIONS.pop(("before", spec.name), None):
-            action()
         super().append(rows, spec, transaction, metadata=metadata)
         if action := _ACTIONS.pop(("after", spec.name), None):
             action()
+
+    @contextmanager
+    def locked(self, spec: TableSpec) -> Iterator[None]:
+        if action := _ACTIONS.pop(("before", spec.name), None):
+            action()
+        with super().locked(spec):
+            yield
 
 
 _ACTIONS: dict[tuple[str, str], Callable[[], Any]] = {}

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame
+
 from foldin.checkpoints import Checkpoint
 from foldin.schemas import TableSpec
 from foldin.tables import Tables
 
-__all__ = ["Commit", "CommitLog"]
+__all__ = ["Attempt", "Commit", "CommitLog"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ class CommitLog:
 
     def __init__(self, tables: Tables, spec: TableSpec) -> None:
         self._tables, self._spec = tables, spec
+        self.table = spec.name
         self._location = tables.location(spec)
         self._folder = Checkpoint(tables.spark, f"{self._location}/_delta_log")
+        self._newest: int | None = None
 
     def commit(self, version: int) -> Commit | None:
         """The commit of that version; None where there is none yet, or none any more."""
@@ -52,6 +57,26 @@ class CommitLog:
     def has(self, version: int) -> bool:
         """Whether the log still has that commit. Delta cleans it up from the oldest one on."""
         return self._tables.has_version(self._spec, version)
+
+    def newest(self) -> int:
+        """The table's newest version: asked of Delta once, from then on one look at a file name a commit."""
+        if self._newest is None:
+            self._newest = self._tables.version(self._spec)
+        while self.has(self._newest + 1):
+            self._newest += 1
+        return self._newest
+
+    def find(self, metadata: str, since: int) -> Commit | None:
+        """The first commit after the version `since` that says `metadata` of itself; None for none."""
+        if not self.has(since):  # cleaned up: Delta knows where its log begins
+            history = DeltaTable.forPath(self._tables.spark, self._location).history()
+            rows = history.where(history.userMetadata == metadata).select("version").collect()
+            return self.commit(min(row["version"] for row in rows)) if rows else None
+        version = since
+        while (commit := self.commit(version := version + 1)) is not None:
+            if commit.metadata == metadata:
+                return commit
+        return None
 
     def head(self, app_id: str) -> tuple[int, int]:
         """The table's newest version, and the last number that it has seen under an application id (-1: none).
@@ -92,3 +117,41 @@ class CommitLog:
         """A file's path as Hadoop takes it: the log has it relative and percent-encoded."""
         decoded = unquote(path)
         return decoded if "://" in decoded or decoded.startswith("/") else f"{self._location}/{decoded}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a micro-batch, whose appends name it in the log: so each is made once, however often it is tried.
+
+    Delta would do the same by txnAppId, but it looks the number up in the whole state of the table, for every commit:
+    0.38 s an append instead of 0.10, growing with the table's files. A lease sees to it that nobody else is at the
+    same micro-batch, so a look at the commits since its first attempt is enough, and the first attempt needs none.
+
+    Attributes:
+        query_id, batch_id: the micro-batch.
+        since: each table's version before the first attempt.
+        first: nothing can be there yet.
+    """
+
+    query_id: str
+    batch_id: int
+    since: Mapping[str, int]
+    first: bool
+
+    @property
+    def label(self) -> str:
+        """What the batch's commits say of themselves."""
+        return json.dumps({"foldin-query": self.query_id, "batch": self.batch_id})
+
+    def append(self, tables: Tables, rows: DataFrame, spec: TableSpec) -> None:
+        """Append `rows`, unless an earlier attempt has."""
+        if self.committed(tables, spec) is None:
+            tables.append(rows, spec, metadata=self.label)
+
+    def committed(self, tables: Tables, spec: TableSpec) -> Commit | None:
+        """What an earlier attempt appended; None for nothing."""
+        return None if self.first else self.made(tables, spec)
+
+    def made(self, tables: Tables, spec: TableSpec) -> Commit | None:
+        """What this attempt, or an earlier one, has appended by now."""
+        return CommitLog(tables, spec).find(self.label, self.since[spec.name])

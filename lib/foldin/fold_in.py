@@ -6,10 +6,12 @@ import json
 import logging
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from pyspark.sql import DataFrame
 
 from foldin.checkpoints import Checkpoint, Offset
+from foldin.commits import Attempt, CommitLog
 from foldin.compaction import Compactor
 from foldin.config import Config, byte_count
 from foldin.errors import StateMismatchError
@@ -19,7 +21,7 @@ from foldin.monitoring import Monitor, observe_arrival
 from foldin.publishing import Publisher
 from foldin.schemas import EVENTS, METRICS, Position
 from foldin.streaming import GracefulStop, run
-from foldin.tables import Tables, Transaction
+from foldin.tables import Tables
 
 __all__ = ["FoldIn"]
 
@@ -42,6 +44,7 @@ class FoldIn:
     def __post_init__(self) -> None:
         self.publisher = Publisher(self.tables, self.config.recommend.top_n if self.config.fold_in.lists else 0)
         self.checkpoint = Checkpoint(self.tables.spark, self.tables.path("_checkpoints", "fold_in"))
+        self._logs = [CommitLog(self.tables, spec) for spec in self.publisher.written]
 
     def run(self, *, once: bool, stop: GracefulStop | None = None) -> int:
         """Fold everything that is there (`once`) or until a signal; the number of users published.
@@ -61,7 +64,7 @@ class FoldIn:
         lists = settings.fold_in.lists
         self.checkpoint.check_fingerprint(
             {
-                "layout": 1,
+                "layout": 2,
                 "max_events_per_user": bound,
                 "event_types": list(types),
                 "state_partitions": settings.fold_in.state_partitions,
@@ -104,8 +107,7 @@ class FoldIn:
         offset = self.checkpoint.delta_offset(batch_id)
         before = self.checkpoint.delta_offset(batch_id - 1)
         assert offset is not None  # Spark writes the offsets before it runs the batch
-        version = self._pin(batch_id)
-        transaction = Transaction(self.checkpoint.query_id(), batch_id)
+        version, attempt = self._pin(batch_id)
         if version is None or offset.in_snapshot:
             # No model yet, or histories are still partial: take the events into the state, publish nothing.
             batch.write.format("noop").mode("overwrite").save()
@@ -120,10 +122,10 @@ class FoldIn:
             batch.write.format("noop").mode("overwrite").save()
             rebuilt = before is None or before.in_snapshot
             since = self._published(version, rebuilt=rebuilt)
-            users = self.publisher.catch_up(version, since, offset.position, transaction)
+            users = self.publisher.catch_up(version, since, offset.position, attempt)
             kind = f"caught up from {since} under {version}"
         else:
-            users = self.publisher.publish(batch, version, offset.position, transaction)
+            users = self.publisher.publish(batch, version, offset.position, attempt)
             rebuilt, kind = False, "folded"
         phases = self.publisher.phases
         self.monitor.note(batch_id, users=users, model_version=version, published=not rebuilt, phases=phases)
@@ -136,27 +138,30 @@ class FoldIn:
 
     def _must_catch_up(self, batch_id: int, before: Offset | None, version: str) -> bool:
         """The state has just become whole, or another model has become active since the last batch."""
-        return before is None or before.in_snapshot or self._read_pin(batch_id - 1) != version
+        if before is None or before.in_snapshot:
+            return True
+        pin = self._read_pin(batch_id - 1)
+        return pin is None or pin["model_version"] != version
 
-    def _pin(self, batch_id: int) -> str | None:
+    def _pin(self, batch_id: int) -> tuple[str | None, Attempt]:
         """The model version of a batch, fixed durably before its first write: a replay folds under the same one.
 
-        Delta skips a replayed write by its transaction alone, so half of a batch under one model and the other
-        half under the next would otherwise stand side by side.
+        A replay skips what the first attempt has written, so half of a batch under one model and the other half under
+        the next would otherwise stand side by side. With the version stands where to look for those writes.
         """
-        if self.checkpoint.read(_pin_file(batch_id)) is not None:
-            return self._read_pin(batch_id)
-        promotion = self.publisher.registry.current()
-        version = promotion.model_version if promotion else None
-        self.checkpoint.write(_pin_file(batch_id), json.dumps({"model_version": version}))
-        if batch_id >= _PINS_KEPT:
-            self.checkpoint.delete(_pin_file(batch_id - _PINS_KEPT))
-        return version
+        pin, first = self._read_pin(batch_id), False
+        if pin is None:
+            promotion = self.publisher.registry.current()
+            since = {log.table: log.newest() for log in self._logs}
+            pin, first = {"model_version": promotion.model_version if promotion else None, "since": since}, True
+            self.checkpoint.write(_pin_file(batch_id), json.dumps(pin))
+            if batch_id >= _PINS_KEPT:
+                self.checkpoint.delete(_pin_file(batch_id - _PINS_KEPT))
+        return pin["model_version"], Attempt(self.checkpoint.query_id(), batch_id, pin["since"], first)
 
-    def _read_pin(self, batch_id: int) -> str | None:
+    def _read_pin(self, batch_id: int) -> dict[str, Any] | None:
         text = self.checkpoint.read(_pin_file(batch_id))
-        version = self.checkpoint.parsed(_pin_file(batch_id), text)["model_version"] if text is not None else None
-        return str(version) if version is not None else None
+        return self.checkpoint.parsed(_pin_file(batch_id), text) if text is not None else None
 
     def _published(self, version: str, *, rebuilt: bool) -> Position:
         """Up to where every user's factors and list under this version are in the tables already."""

@@ -177,7 +177,7 @@ class Ingest:
         """Before the first batch: log what an earlier run has left, learn every id that the state does not know."""
         self._batches = 0
         self._disposable: list[str] = []
-        self._ledger = Ledger(self.tables, self.checkpoint)
+        self._ledger = Ledger(self.tables, self.checkpoint, self.config.metrics.flush_seconds)
         self._ledger.recover()
         self._left_over = self.checkpoint.list("prime")
         states = self._states()

@@ -7,7 +7,9 @@ on, for all accounts at once that have gathered meanwhile. What a crash leaves o
 from __future__ import annotations
 
 import json
+import math
 import threading
+import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,10 +18,9 @@ from typing import Any
 from pyspark.sql import functions as F
 
 from foldin.checkpoints import Checkpoint
-from foldin.commits import CommitLog
 from foldin.errors import FoldinError, reason_of
 from foldin.schemas import INGEST_LOG
-from foldin.tables import Tables, Transaction
+from foldin.tables import Tables
 
 __all__ = ["Account", "Ledger"]
 
@@ -55,9 +56,10 @@ class Account:
 class Ledger:
     """The accounts of one query's batches, on their way into `ingest_log`."""
 
-    def __init__(self, tables: Tables, checkpoint: Checkpoint) -> None:
-        self._tables, self._checkpoint = tables, checkpoint
-        self._log = CommitLog(tables, INGEST_LOG)
+    def __init__(self, tables: Tables, checkpoint: Checkpoint, every: float) -> None:
+        """`every`: seconds from one append to the table to the next, at least."""
+        self._tables, self._checkpoint, self._every = tables, checkpoint, every
+        self._flushed = -math.inf
         self._lock = threading.Lock()
         self._waiting: dict[int, Account] = {}
         self._logged: int | None = None
@@ -87,9 +89,11 @@ class Ledger:
         self._checkpoint.write(f"{_FOLDER}/{batch_id}", json.dumps(data))
         with self._lock:
             self._waiting[batch_id] = account
-        if self._append is None or self._append.done():
-            if self._append is not None:
-                self._append.result()
+        if self._append is not None and self._append.done():
+            self._append.result()
+            self._append = None
+        if self._append is None and time.monotonic() - self._flushed >= self._every:
+            self._flushed = time.monotonic()
             self._append = self._pool.submit(self._flush)
 
     def close(self) -> None:
@@ -118,7 +122,9 @@ class Ledger:
             return
         query_id = self._checkpoint.query_id()
         if self._logged is None:
-            self._logged = self._log.head(query_id)[1]
+            mine = self._tables.read(INGEST_LOG).where(F.col("query_id") == query_id)
+            row = mine.agg(F.max("batch_id").alias("last")).first()
+            self._logged = row["last"] if row is not None and row["last"] is not None else -1
         # A batch that is replayed after its row was committed has its row.
         rows = [
             f"('{query_id}', {batch_id}L, {a.rows_in}L, {a.events}L, {a.quarantined.total()}L, {a.duplicates}L)"
@@ -130,9 +136,8 @@ class Ledger:
             frame = self._tables.spark.sql(f"select * from values {', '.join(rows)} as t({names})")
             # One task; the stamp before that, while the rows are the plan's own: no code is compiled for them.
             stamped = frame.withColumn("logged_at", F.current_timestamp()).coalesce(1)
-            last = max(waiting)
-            self._tables.append(stamped, INGEST_LOG, Transaction(query_id, last))
-            self._logged = last
+            self._tables.append(stamped, INGEST_LOG)
+            self._logged = max(waiting)
         for batch_id in waiting:
             self._checkpoint.delete(f"{_FOLDER}/{batch_id}")
         with self._lock:

@@ -6,17 +6,17 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from pyspark.sql import DataFrame
 
-from foldin.commits import CommitLog
-from foldin.errors import FoldinError
+from foldin.commits import Attempt
 from foldin.folding import fold
 from foldin.histories import histories, slim
 from foldin.registry import Model, Promotion, Registry
 from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position, TableSpec
 from foldin.shipping import ShippedModel
-from foldin.tables import Tables, Transaction
+from foldin.tables import Tables
 
 __all__ = ["Publisher"]
 
@@ -60,48 +60,43 @@ class Publisher:
         assert self._shipped is not None
         return fold(users, self._shipped, self.top_n, position)
 
-    def publish(
-        self, users: DataFrame, model_version: str, position: Position, transaction: Transaction | None = None
-    ) -> int:
+    def publish(self, users: DataFrame, model_version: str, position: Position, attempt: Attempt | None = None) -> int:
         """Fold `users` under a version and append their factors and, unless they are off, lists; the number of users.
 
-        Each write is skipped by its own transaction when it is there already, so it does not matter which of them a
-        crash leaves out.
+        Args:
+            attempt: the micro-batch that this belongs to; what an earlier attempt has written is not written again,
+                table by table, so it does not matter where a crash came.
         """
         started = time.monotonic()
         rows = self.folded(users, model_version, position)
-        if not self.top_n and transaction is not None:
-            count = self._append_factors(rows, transaction)
+        if not self.top_n and attempt is not None:
+            count = self._append_factors(rows, attempt)
             self.phases = {"fold_and_write": time.monotonic() - started}
             return count
         rows = rows.persist()
         try:
-            # One action computes the batch, whatever a replay skips of the writes: a stream's state is committed by it.
+            # One action computes the batch, whatever is there already: a stream's state is committed by it.
             count = rows.count()
             folded = time.monotonic()
             if count:
                 merged = rows.coalesce(max(1, count // _ROWS_A_FILE))
+                append = self.tables.append if attempt is None else partial(attempt.append, self.tables)
                 # The two tables are written at the same time: a Delta commit is mostly waiting.
                 with ThreadPoolExecutor(len(self.written)) as pool:
-                    for write in [pool.submit(self.tables.append, merged, spec, transaction) for spec in self.written]:
+                    for write in [pool.submit(append, merged, spec) for spec in self.written]:
                         write.result()
         finally:
             rows.unpersist()
         self.phases = {"fold": folded - started, "write": time.monotonic() - folded}
         return count
 
-    def _append_factors(self, rows: DataFrame, transaction: Transaction) -> int:
+    def _append_factors(self, rows: DataFrame, attempt: Attempt) -> int:
         """Factors alone need no cache: the append itself is the one action that computes the batch."""
-        log = CommitLog(self.tables, USER_FACTORS)
-        version, written = log.head(transaction.app_id)
-        if written >= transaction.version:
-            # Delta would skip the append of a replay, and a batch that nothing computes leaves no state behind.
-            return rows.count()
-        self.tables.append(rows, USER_FACTORS, transaction)
-        while commit := log.commit(version := version + 1):
-            if commit.transactions.get(transaction.app_id) == transaction.version:
-                return commit.rows
-        raise FoldinError(f"{USER_FACTORS.name}: batch {transaction.version} was appended, but its commit is not there")
+        if attempt.committed(self.tables, USER_FACTORS) is not None:
+            return rows.count()  # a batch that nothing computes leaves no state behind
+        self.tables.append(rows, USER_FACTORS, metadata=attempt.label)
+        commit = attempt.made(self.tables, USER_FACTORS)
+        return commit.rows if commit is not None else 0  # of no rows Delta makes no commit
 
     @property
     def written(self) -> tuple[TableSpec, ...]:
@@ -115,9 +110,7 @@ class Publisher:
             events = events.join(users, "user_id", "left_semi")
         return histories(slim(events, model.definition.types), model.definition.max_events)
 
-    def catch_up(
-        self, model_version: str, since: Position, until: Position, transaction: Transaction | None = None
-    ) -> int:
+    def catch_up(self, model_version: str, since: Position, until: Position, attempt: Attempt | None = None) -> int:
         """Refold every user with an event after `since`, on all events up to `until`; the number of users."""
         touched = None
         if since.version > until.last_version or self.tables.has_version(EVENTS, since.version):
@@ -125,7 +118,7 @@ class Publisher:
         else:
             log.info("the log of events no longer has version %d: refolding every user", since.version)
         users = self.histories_at(self.model(model_version), until.last_version, touched)
-        return self.publish(users, model_version, until, transaction)
+        return self.publish(users, model_version, until, attempt)
 
     def activate(self, model_version: str, *, reason: str) -> Promotion:
         """Without a stream: refold who has events after the training cut, then make the version active.

@@ -50,7 +50,11 @@ _LOCAL = {
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
 }
-_SMALL = ("spark.sql.shuffle.partitions", "spark.databricks.delta.snapshotPartitions")
+_SMALL = (
+    "spark.sql.shuffle.partitions",
+    "spark.databricks.delta.snapshotPartitions",
+    "spark.sql.sources.parallelPartitionDiscovery.parallelism",  # VACUUM starts as many tasks
+)
 
 # Hadoop's FileContext starts several processes (chmod, stat) for each file of a log on a local disk, FileSystem one:
 # 50 against 15 ms a file, and a micro-batch writes nine. Neither renames more atomically there than the other; what
@@ -93,7 +97,7 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
     given = SparkConf() if submitted else None  # what the submitter said
     master = config.spark.master if given is None else given.get("spark.master", "local")
     if master.startswith("local"):
-        # The defaults, 200 and 50, are for clusters: on one machine every small query would start as many tasks.
+        # The defaults, 200, 50 and 10,000, are for clusters: here every small query would start as many tasks.
         small = dict.fromkeys(_SMALL, str(_local_cores(master))) | _LOCAL_FILES
         settings |= {key: value for key, value in small.items() if given is None or not given.contains(key)}
     if not submitted:

@@ -8,6 +8,7 @@ Delta applies at most once.
 from __future__ import annotations
 
 import fcntl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,10 @@ from foldin.config import TablesConfig
 from foldin.schemas import TABLES, TableSpec
 
 __all__ = ["Tables", "Transaction", "latest"]
+
+
+_held = threading.local()
+"""`files`: the locks that this thread holds."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,14 @@ class Tables:
             else:
                 writer.save(self.path(spec.name))
 
+    @property
+    def exclusive(self) -> bool:
+        """`locked` keeps out everybody else who appends: the tables lie on a local disk."""
+        return not self.catalog and ("://" not in self.root or self.root.startswith("file://"))
+
     @contextmanager
     def locked(self, spec: TableSpec) -> Iterator[None]:
-        """Keep other processes of this machine from committing to the table meanwhile.
+        """Keep other processes of this machine from committing to the table meanwhile. A thread may hold it twice.
 
         A local file system has no "rename unless it exists", by which one of two commits of the same version would
         lose: Delta asks whether the file is there, then renames, and between the two another process's commit can
@@ -125,10 +135,19 @@ class Tables:
             yield
             return
         folder = Path(self.root.removeprefix("file://")) / "_locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / spec.name).open("ab") as file:  # closing it gives the lock back
-            fcntl.flock(file, fcntl.LOCK_EX)
+        held: set[Path] = _held.__dict__.setdefault("files", set())
+        file = folder / spec.name
+        if file in held:
             yield
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        with file.open("ab") as opened:  # closing it gives the lock back
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            held.add(file)
+            try:
+                yield
+            finally:
+                held.discard(file)
 
     def version(self, spec: TableSpec) -> int:
         """The table's current Delta version."""

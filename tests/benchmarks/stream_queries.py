@@ -207,7 +207,7 @@ class Phases:
         setattr(owner, method, timed)
 
 
-def _append_label(_tables: Tables, _rows: DataFrame, spec: TableSpec, _transaction: object = None) -> str:
+def _append_label(_tables: Tables, _rows: DataFrame, spec: TableSpec, *_: object, **_more: object) -> str:
     return f"{'(the bench) ' if spec is EVENTS else '    '}append to {spec.name}"
 
 

@@ -58,8 +58,8 @@ def around(function: Callable[..., Any], name: Callable[..., str | None]) -> Cal
     return wrapped
 
 
-def append_name(_tables: Any, _rows: Any, spec: Any, transaction: Any = None, **_: Any) -> str | None:
-    return f"append {spec.name}" if transaction is not None else None
+def append_name(_tables: Any, _rows: Any, spec: Any, _transaction: Any = None, *, metadata: Any = None) -> str | None:
+    return f"append {spec.name}" if metadata is not None else None  # only a batch's own commits say whose they are
 
 
 def write_name(_checkpoint: Any, name: str, _text: Any, **_: Any) -> str | None:

@@ -32,6 +32,7 @@ def settings_of(root: Path, landing: Path, *more: str) -> tuple[str, ...]:
         "fold_in.trigger_seconds=0.1",
         "fold_in.max_files_per_trigger=4",
         "fold_in.lease_seconds=3",
+        "tables.compact_every=5",
         "history.max_events_per_user=20",
         "history.half_life_days=90",
         "train.rank=8",
@@ -237,7 +238,7 @@ class Installation:
         return max(int(entry.stem) for entry in log.glob("[0-9]*.json") if entry.stem.isdigit())
 
     def has_written(self, table: str, app_id: str, batch: int) -> bool:
-        """Whether the table's log has what the batch of a query appended: by its transaction, or by its label."""
+        """Whether the table's log has what the batch of a query appended."""
         log = self.root / table / "_delta_log"
         for version in range(self.delta_version(table), -1, -1):
             try:
@@ -245,9 +246,6 @@ class Installation:
             except OSError:
                 return False
             for action in actions:
-                if action.get("txn", {}).get("appId") == app_id:
-                    return int(action["txn"]["version"]) >= batch
-                # Ingest jobs share one application id, and say in the commit whose it is.
                 label = action.get("commitInfo", {}).get("userMetadata", "")
                 if app_id in label:
                     return int(json.loads(label)["batch"]) >= batch
