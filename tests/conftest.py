@@ -12,6 +12,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 
 from foldin.config import Config, load_config
+from foldin.fold_in import FoldIn
 from foldin.schemas import EVENTS
 from foldin.session import build_session
 from foldin.tables import Tables
@@ -118,4 +119,21 @@ def trained_root(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) 
 def world(spark: SparkSession, trained_root: Path, tmp_path: Path, config: Config) -> Tables:
     """A copy of the small world: events, one active model, no checkpoint yet."""
     shutil.copytree(trained_root, tmp_path / "tables")
+    return Tables.of(spark, config.tables)
+
+
+@pytest.fixture(scope="session")
+def folded_root(spark: SparkSession, trained_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small world, its events in the state of the fold-in query; tests work on copies."""
+    root = tmp_path_factory.mktemp("folded") / "tables"
+    shutil.copytree(trained_root, root)
+    config = load_config(sets=[f"tables.root={root}", *SMALL])
+    FoldIn(Tables.of(spark, config.tables), config).run(once=True)
+    return root
+
+
+@pytest.fixture
+def folded(spark: SparkSession, folded_root: Path, tmp_path: Path, config: Config) -> Tables:
+    """A copy of the small world with the checkpoint of its fold-in query."""
+    shutil.copytree(folded_root, tmp_path / "tables")
     return Tables.of(spark, config.tables)

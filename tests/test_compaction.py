@@ -25,32 +25,30 @@ def operations(tables: Tables, spec) -> list[str]:
     return [row["operation"] for row in history.orderBy("version", ascending=False).collect()]
 
 
-def test_a_stream_merges_the_files_of_its_tables_and_readers_see_the_same(world, config, make_config, events_frame):
-    fold_once(world, config)
+def test_a_stream_merges_the_files_of_its_tables_and_readers_see_the_same(folded, config, make_config, events_frame):
     for k in range(4):
-        world.append(events_frame(bought(f"x{k}", f"u{k % 3}", ITEMS[(5 * k) % 12])), EVENTS)
-    before = files(world, USER_FACTORS), world.read(USER_FACTORS).count()
-    fold_once(world, make_config("fold_in.max_files_per_trigger=1", "tables.compact_every=4"))
+        folded.append(events_frame(bought(f"x{k}", f"u{k % 3}", ITEMS[(5 * k) % 12])), EVENTS)
+    before = files(folded, USER_FACTORS), folded.read(USER_FACTORS).count()
+    fold_once(folded, make_config("fold_in.max_files_per_trigger=1", "tables.compact_every=4"))
     for spec in (USER_FACTORS, RECOMMENDATIONS):
-        assert operations(world, spec)[0] == "OPTIMIZE"
-        assert files(world, spec) == 1, spec.name
-        assert world.read(spec).count() == before[1] + 4
+        assert operations(folded, spec)[0] == "OPTIMIZE"
+        assert files(folded, spec) == 1, spec.name
+        assert folded.read(spec).count() == before[1] + 4
     assert before[0] > 1
-    publisher, version = Publisher(world, 3), Registry(world).active_version()
-    now = world.version(EVENTS)
+    publisher, version = Publisher(folded, 3), Registry(folded).active_version()
+    now = folded.version(EVENTS)
     users = publisher.histories_at(publisher.model(version), now)
-    assert_same_vectors(latest_vectors(world), vectors(publisher.folded(users, version, Position.after(now))))
+    assert_same_vectors(latest_vectors(folded), vectors(publisher.folded(users, version, Position.after(now))))
 
 
-def test_a_stream_skips_the_merge_of_its_source(world, config, events_frame):
-    fold_once(world, config)
+def test_a_stream_skips_the_merge_of_its_source(folded, config, events_frame):
     for k in range(3):
-        world.append(events_frame(bought(f"x{k}", "u1", ITEMS[k])), EVENTS)
-    assert compact(world, EVENTS)[0] >= 3
-    assert fold_once(world, config) == 1  # the events from before the merge, once
-    assert compact(world, EVENTS) == (0, 0)
-    assert fold_once(world, config) == 0
-    row = world.read(USER_FACTORS).where("user_id = 'u1'").orderBy("events_version", ascending=False).first()
+        folded.append(events_frame(bought(f"x{k}", "u1", ITEMS[k])), EVENTS)
+    assert compact(folded, EVENTS)[0] >= 3
+    assert fold_once(folded, config) == 1  # the events from before the merge, once
+    assert compact(folded, EVENTS) == (0, 0)
+    assert fold_once(folded, config) == 0
+    row = folded.read(USER_FACTORS).where("user_id = 'u1'").orderBy("events_version", ascending=False).first()
     assert row["events"] == 4 + 3
 
 

@@ -10,12 +10,11 @@ from foldin.schemas import EVENTS
 from world import bought, fold_once
 
 
-def test_contributions_sum_to_the_scores_of_the_list_after_a_fold_in(world, config, events_frame):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i11"), bought("b", "u1", "unheard-of")), EVENTS)
-    fold_once(world, config)
-    scores = dict(recommendations_for(world, "u1").items)
-    reasons = explain_list(world, "u1")
+def test_contributions_sum_to_the_scores_of_the_list_after_a_fold_in(folded, config, events_frame):
+    folded.append(events_frame(bought("a", "u1", "i11"), bought("b", "u1", "unheard-of")), EVENTS)
+    fold_once(folded, config)
+    scores = dict(recommendations_for(folded, "u1").items)
+    reasons = explain_list(folded, "u1")
     assert [r.item_id for r in reasons] == list(scores)
     for reason in reasons:
         parts = reason.contributions()

@@ -56,48 +56,44 @@ def versions(tables: Tables) -> tuple[int, int]:
     return tables.version(USER_FACTORS), tables.version(RECOMMENDATIONS)
 
 
-def test_a_new_user_gets_factors_and_a_list_with_the_first_batch(world, config, events_frame):
-    fold_once(world, config)
-    world.append(events_frame(bought("n1", "new", "i0"), bought("n2", "new", "i1")), EVENTS)
-    assert fold_once(world, config) == 1
-    mine = latest_lists(world)["new"]
+def test_a_new_user_gets_factors_and_a_list_with_the_first_batch(folded, config, events_frame):
+    folded.append(events_frame(bought("n1", "new", "i0"), bought("n2", "new", "i1")), EVENTS)
+    assert fold_once(folded, config) == 1
+    mine = latest_lists(folded)["new"]
     assert len(mine) == 3
     assert set(mine) <= {"i2", "i3", "i4", "i5"}  # the taste of i0 and i1, without them
-    assert np.linalg.norm(latest_vectors(world)["new"]) > 0
+    assert np.linalg.norm(latest_vectors(folded)["new"]) > 0
 
 
-def test_latest_factors_are_the_pure_function_of_events_and_model(world, config, events_frame):
-    fold_once(world, config)
+def test_latest_factors_are_the_pure_function_of_events_and_model(folded, config, events_frame):
     late = bought("late", "u2", "i11", "2024-06-01 00:00:00")  # months before all others
-    world.append(events_frame(bought("a", "u1", "i0"), late), EVENTS)
-    world.append(events_frame(bought("b", "u1", "i1"), bought("c", "new", "i3")), EVENTS)
-    fold_once(world, config)
-    version = Registry(world).active_version()
-    assert_same_vectors(latest_vectors(world), folded_in_batch(world, version))
+    folded.append(events_frame(bought("a", "u1", "i0"), late), EVENTS)
+    folded.append(events_frame(bought("b", "u1", "i1"), bought("c", "new", "i3")), EVENTS)
+    fold_once(folded, config)
+    version = Registry(folded).active_version()
+    assert_same_vectors(latest_vectors(folded), folded_in_batch(folded, version))
 
 
-def test_two_events_of_a_user_in_one_batch_both_count(world, config, events_frame):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i0"), bought("b", "u1", "i1")), EVENTS)
-    fold_once(world, config)
-    row = world.read(USER_FACTORS).where("user_id = 'u1'").orderBy(F.desc("events_version")).first()
+def test_two_events_of_a_user_in_one_batch_both_count(folded, config, events_frame):
+    folded.append(events_frame(bought("a", "u1", "i0"), bought("b", "u1", "i1")), EVENTS)
+    fold_once(folded, config)
+    row = folded.read(USER_FACTORS).where("user_id = 'u1'").orderBy(F.desc("events_version")).first()
     assert row["events"] == 6  # four from before, two in the batch
 
 
-def test_many_micro_batches_end_where_one_does(world, config, make_config, events_frame, tmp_path, spark):
-    fold_once(world, config)
+def test_many_micro_batches_end_where_one_does(folded, config, make_config, events_frame, tmp_path, spark):
     copy_of(tmp_path / "tables", tmp_path / "other")
     other_config = make_config(f"tables.root={tmp_path / 'other'}")
     other = Tables.of(spark, other_config.tables)
     rows = [bought(f"x{k}", f"u{k % 5}", ITEMS[(3 * k) % 12], f"2025-02-{9 - k} 00:00:00") for k in range(5)]
     for row in rows:
-        world.append(events_frame(row), EVENTS)
+        folded.append(events_frame(row), EVENTS)
     one_file_a_batch = make_config("fold_in.max_files_per_trigger=1")
-    fold_once(world, one_file_a_batch)
+    fold_once(folded, one_file_a_batch)
     other.append(events_frame(*reversed(rows)), EVENTS)
     fold_once(other, other_config)
-    assert_same_vectors(latest_vectors(world), latest_vectors(other))
-    assert latest_lists(world) == latest_lists(other)
+    assert_same_vectors(latest_vectors(folded), latest_vectors(other))
+    assert latest_lists(folded) == latest_lists(other)
 
 
 def test_factors_alone_are_the_same_factors_and_a_replay_of_their_batch_changes_nothing(
@@ -126,48 +122,44 @@ def undo_newest_commit(tmp_path: Path) -> None:
     (commits / f".{newest.name}.crc").unlink(missing_ok=True)
 
 
-def test_a_second_run_changes_nothing(world, config, events_frame):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    fold_once(world, config)
-    before = versions(world)
-    assert fold_once(world, config) == 0
-    assert versions(world) == before
+def test_a_second_run_changes_nothing(folded, config, events_frame):
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    fold_once(folded, config)
+    before = versions(folded)
+    assert fold_once(folded, config) == 0
+    assert versions(folded) == before
 
 
-def test_a_replayed_batch_writes_nothing_twice(world, config, events_frame, tmp_path):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    fold_once(world, config)
-    before = versions(world)
+def test_a_replayed_batch_writes_nothing_twice(folded, config, events_frame, tmp_path):
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    fold_once(folded, config)
+    before = versions(folded)
     undo_newest_commit(tmp_path)
-    fold_once(world, config)
-    assert versions(world) == before
+    fold_once(folded, config)
+    assert versions(folded) == before
 
 
-def test_a_crash_between_the_two_writes_loses_and_doubles_nothing(world, config, events_frame, monkeypatch):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    fold_until_killed_before_lists(world, config, monkeypatch)
-    fold_once(world, config)
+def test_a_crash_between_the_two_writes_loses_and_doubles_nothing(folded, config, events_frame, monkeypatch):
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    fold_until_killed_before_lists(folded, config, monkeypatch)
+    fold_once(folded, config)
     fresh = "user_id = 'u1' and events = 5"
-    assert world.read(USER_FACTORS).where(fresh).count() == 1
-    assert world.read(RECOMMENDATIONS).where("user_id = 'u1'").count() == 2  # training's and this one
-    assert "i0" not in latest_lists(world)["u1"]
+    assert folded.read(USER_FACTORS).where(fresh).count() == 1
+    assert folded.read(RECOMMENDATIONS).where("user_id = 'u1'").count() == 2  # training's and this one
+    assert "i0" not in latest_lists(folded)["u1"]
 
 
-def test_a_batch_keeps_its_model_through_a_crash_and_a_promotion(world, config, events_frame, monkeypatch):
-    fold_once(world, config)
-    first = Registry(world).active_version()
-    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    fold_until_killed_before_lists(world, config, monkeypatch)
-    second = train(world, config).model_version
-    world.append(events_frame(bought("b", "u3", "i1")), EVENTS)
-    fold_once(world, config)
+def test_a_batch_keeps_its_model_through_a_crash_and_a_promotion(folded, config, events_frame, monkeypatch):
+    first = Registry(folded).active_version()
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    fold_until_killed_before_lists(folded, config, monkeypatch)
+    second = train(folded, config).model_version
+    folded.append(events_frame(bought("b", "u3", "i1")), EVENTS)
+    fold_once(folded, config)
     for spec in (USER_FACTORS, RECOMMENDATIONS):  # the crashed batch ended under the model it began with
-        rows = world.read(spec).where(F.col("model_version") == first)
+        rows = folded.read(spec).where(F.col("model_version") == first)
         assert rows.where("user_id = 'u1'").count() == 2
-    assert_same_vectors(latest_vectors(world, second), folded_in_batch(world, second))
+    assert_same_vectors(latest_vectors(folded, second), folded_in_batch(folded, second))
 
 
 def test_the_race_of_a_batch_promotion_with_a_running_stream_loses_no_event(world, config, events_frame):
@@ -201,27 +193,25 @@ def test_events_before_the_first_model_are_kept_for_it(tables, config, events_fr
     assert_same_vectors(latest_vectors(tables), folded_in_batch(tables, version))
 
 
-def test_a_lost_checkpoint_is_rebuilt_from_events(world, config, events_frame, tmp_path):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    fold_once(world, config)
-    before, written = latest_vectors(world), versions(world)
-    FoldIn(world, config).checkpoint.delete("")
-    fold_once(world, config)
-    assert versions(world) == written  # all of it was published already
-    world.append(events_frame(bought("b", "u1", "i1"), bought("c", "u3", "i2")), EVENTS)
-    fold_once(world, config)
-    after = latest_vectors(world)
-    assert_same_vectors(after, folded_in_batch(world, Registry(world).active_version()))
+def test_a_lost_checkpoint_is_rebuilt_from_events(folded, config, events_frame, tmp_path):
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    fold_once(folded, config)
+    before, written = latest_vectors(folded), versions(folded)
+    FoldIn(folded, config).checkpoint.delete("")
+    fold_once(folded, config)
+    assert versions(folded) == written  # all of it was published already
+    folded.append(events_frame(bought("b", "u1", "i1"), bought("c", "u3", "i2")), EVENTS)
+    fold_once(folded, config)
+    after = latest_vectors(folded)
+    assert_same_vectors(after, folded_in_batch(folded, Registry(folded).active_version()))
     assert_same_vectors({u: after[u] for u in ("u0", "u2")}, {u: before[u] for u in ("u0", "u2")})
 
 
-def test_a_rebuild_publishes_what_the_lost_checkpoint_had_not(world, config, events_frame):
-    fold_once(world, config)
-    FoldIn(world, config).checkpoint.delete("")
-    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    assert fold_once(world, config) == 1
-    assert_same_vectors(latest_vectors(world), folded_in_batch(world, Registry(world).active_version()))
+def test_a_rebuild_publishes_what_the_lost_checkpoint_had_not(folded, config, events_frame):
+    FoldIn(folded, config).checkpoint.delete("")
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    assert fold_once(folded, config) == 1
+    assert_same_vectors(latest_vectors(folded), folded_in_batch(folded, Registry(folded).active_version()))
 
 
 def test_nothing_is_published_while_the_state_is_still_partial(world, make_config, events_frame):
@@ -276,13 +266,12 @@ def test_seen_items_reach_beyond_the_bound_of_the_history(tables, make_config, e
     assert not had & set(latest_lists(tables)["u0"])
 
 
-def test_a_user_whose_factors_are_zero_gets_popular_items_marked_as_such(world, config, events_frame):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "stranger", "unheard-of"), bought("b", "fan", "i0")), EVENTS)
-    fold_once(world, config)
-    assert not latest_vectors(world)["stranger"].any()
+def test_a_user_whose_factors_are_zero_gets_popular_items_marked_as_such(folded, config, events_frame):
+    folded.append(events_frame(bought("a", "stranger", "unheard-of"), bought("b", "fan", "i0")), EVENTS)
+    fold_once(folded, config)
+    assert not latest_vectors(folded)["stranger"].any()
     rows = {
-        row["user_id"]: row for row in world.read(RECOMMENDATIONS).where("user_id in ('stranger', 'fan')").collect()
+        row["user_id"]: row for row in folded.read(RECOMMENDATIONS).where("user_id in ('stranger', 'fan')").collect()
     }
     assert rows["stranger"]["source"] == "popularity"
     assert len(rows["stranger"]["items"]) == 3
@@ -292,11 +281,10 @@ def test_a_user_whose_factors_are_zero_gets_popular_items_marked_as_such(world, 
     assert rows["fan"]["source"] == "als"
 
 
-def test_every_row_is_under_one_model_and_names_its_position(world, config, events_frame):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    fold_once(world, config)
-    version, position = Registry(world).active_version(), Position.after(world.version(EVENTS))
-    row = world.read(USER_FACTORS).where("user_id = 'u1' and events = 5").first()
+def test_every_row_is_under_one_model_and_names_its_position(folded, config, events_frame):
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    fold_once(folded, config)
+    version, position = Registry(folded).active_version(), Position.after(folded.version(EVENTS))
+    row = folded.read(USER_FACTORS).where("user_id = 'u1' and events = 5").first()
     assert row["model_version"] == version
     assert Position(row["events_version"], row["events_index"]) == position

@@ -87,10 +87,9 @@ def test_every_micro_batch_has_a_row_and_a_line_with_its_figures(world, make_con
 
 
 def test_a_failed_batch_is_a_line_with_its_reason_and_its_replay_has_a_row(
-    world, config, events_frame, monkeypatch, caplog
+    folded, config, events_frame, monkeypatch, caplog
 ):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
 
     def fails(*_, **__):
         raise FoldinError("no disk")
@@ -99,22 +98,21 @@ def test_a_failed_batch_is_a_line_with_its_reason_and_its_replay_has_a_row(
     with monkeypatch.context() as broken:
         broken.setattr("foldin.publishing.Publisher.publish", fails)
         with pytest.raises(FoldinError, match="no disk"):
-            fold_once(world, config)
+            fold_once(folded, config)
     (line,) = (r.getMessage() for r in caplog.records if "event=failure" in r.getMessage())
     assert line.endswith('reason="no disk"')
-    assert [row["batch_id"] for row in metrics_of(world)] == [0]
-    fold_once(world, config)
-    assert [row["batch_id"] for row in metrics_of(world)] == [0, 1]
+    assert [row["batch_id"] for row in metrics_of(folded)] == [0]
+    fold_once(folded, config)
+    assert [row["batch_id"] for row in metrics_of(folded)] == [0, 1]
     assert [(line["as"], line["batch"]) for line in lines_of(caplog, "start")[-2:]] == [
         ("resumed", "1"), ("replaying", "1")
     ]  # fmt: skip
 
 
-def test_a_run_without_events_has_no_row(world, config):
-    fold_once(world, config)
-    before = world.version(METRICS)
-    fold_once(world, config)
-    assert world.version(METRICS) == before
+def test_a_run_without_events_has_no_row(folded, config):
+    before = folded.version(METRICS)
+    fold_once(folded, config)
+    assert folded.version(METRICS) == before
 
 
 def test_an_ingest_run_counts_its_source_s_rows_and_not_those_it_is_primed_with(tables, config, tmp_path, events_frame):

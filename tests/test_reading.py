@@ -51,14 +51,13 @@ def test_an_id_with_quotes_is_only_an_id(world):
     assert recommendations_for(world, "' or '1' = '1").source == "popularity"
 
 
-def test_lists_for_all_users_in_batch_equal_those_of_the_stream(world, config, events_frame):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i0"), bought("b", "new", "i7")), EVENTS)
-    fold_once(world, config)
-    streamed = latest_lists(world)
-    assert recommend_all(world, 3) == 25
-    assert latest_lists(world) == streamed
-    rows = world.read(RECOMMENDATIONS).where(f"events_version = {world.version(EVENTS) + 1}")
+def test_lists_for_all_users_in_batch_equal_those_of_the_stream(folded, config, events_frame):
+    folded.append(events_frame(bought("a", "u1", "i0"), bought("b", "new", "i7")), EVENTS)
+    fold_once(folded, config)
+    streamed = latest_lists(folded)
+    assert recommend_all(folded, 3) == 25
+    assert latest_lists(folded) == streamed
+    rows = folded.read(RECOMMENDATIONS).where(f"events_version = {folded.version(EVENTS) + 1}")
     assert rows.count() == 25 + 2
 
 
@@ -69,22 +68,23 @@ def test_only_the_active_model_is_read(world, config):
     assert {row["model_version"] for row in latest_recommendations(world, first).collect()} == {first}
 
 
-def test_the_sql_of_the_readme_answers_as_the_library_does(spark, world, config, events_frame):
-    fold_once(world, config)
-    world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-    fold_once(world, config)
+def test_the_sql_of_the_readme_answers_as_the_library_does(spark, folded, config, events_frame):
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    fold_once(folded, config)
     blocks = re.findall(r"```sql\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     statements = [s.strip() for block in blocks for s in block.split(";") if s.strip()]
     assert len(statements) == 3, "README shows the active model, the latest factors, one user's list"
     for spec in TABLES:
-        statements = [re.sub(rf"delta\.`[^`]*/{spec.name}`", f"delta.`{world.path(spec.name)}`", s) for s in statements]
+        statements = [
+            re.sub(rf"delta\.`[^`]*/{spec.name}`", f"delta.`{folded.path(spec.name)}`", s) for s in statements
+        ]
     active, factors, mine = (spark.sql(re.sub(r"user_id = '[^']*'", "user_id = 'u1'", s)) for s in statements)
-    version = Registry(world).active_version()
+    version = Registry(folded).active_version()
     assert [row["model_version"] for row in active.collect()] == [version]
-    library = {row["user_id"]: row["factors"] for row in latest_user_factors(world).collect()}
+    library = {row["user_id"]: row["factors"] for row in latest_user_factors(folded).collect()}
     assert {row["user_id"]: row["factors"] for row in factors.collect()} == library
     found = [(row["item_id"], row["score"]) for row in mine.collect()]
-    assert tuple(found) == recommendations_for(world, "u1").items
-    assert Position.after(world.version(EVENTS)) == max(
-        Position(row["events_version"], row["events_index"]) for row in latest_user_factors(world).collect()
+    assert tuple(found) == recommendations_for(folded, "u1").items
+    assert Position.after(folded.version(EVENTS)) == max(
+        Position(row["events_version"], row["events_index"]) for row in latest_user_factors(folded).collect()
     )

@@ -11,7 +11,9 @@ from stream_queries import FoldInContender, ProgressLog, resident_bytes
 from stream_report import Report, median, progress, quantile, slope
 from stream_world import Settings, World
 
+from foldin.compaction import compact
 from foldin.config import load_config
+from foldin.schemas import EVENTS
 
 __all__ = ["SoakPlan", "measure_soak"]
 
@@ -34,7 +36,8 @@ def measure_soak(spark: SparkSession, settings: Settings, plan: SoakPlan, report
     world.bootstrap(lists=True)
     log.drain("fold_in")
     # The product's own settings: its upkeep is what is on trial.
-    product = FoldInContender(log, world.tables, load_config(sets=[f"tables.root={world.root}"]))
+    config = load_config(sets=[f"tables.root={world.root}"])
+    product = FoldInContender(log, world.tables, config)
     seconds, counts = [], {}
     for _ in range(_WARM_UP):
         product.take(world.next_batch(_EVENTS))
@@ -43,6 +46,8 @@ def measure_soak(spark: SparkSession, settings: Settings, plan: SoakPlan, report
         if number in (0, plan.batches // 2):
             counts[number] = _count(world.root)
         seconds.append(product.take(world.next_batch(_EVENTS))["batchDuration"] / 1000)
+        if number % config.tables.compact_every == config.tables.compact_every - 1:
+            compact(world.tables, EVENTS)  # the ingest job does so; here is none
         if number % 50 == 49:
             left = (time.monotonic() - started) / (number + 1) * (plan.batches - number - 1)
             recent = median(seconds[-50:])

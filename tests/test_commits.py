@@ -1,0 +1,70 @@
+"""A micro-batch's appends, each made once however often it is tried, and known by what the log says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foldin.commits import Attempt, CommitLog
+from foldin.compaction import compact
+from foldin.schemas import EVENTS
+from foldin.tables import Tables
+from world import bought
+
+
+@pytest.fixture
+def rows(events_frame):
+    return events_frame(bought("a", "u", "i"))
+
+
+def attempt(tables: Tables, batch_id: int = 3, *, first: bool, query: str = "q") -> Attempt:
+    return Attempt(query, batch_id, {EVENTS.name: CommitLog(tables, EVENTS).newest()}, first)
+
+
+def again(of: Attempt) -> Attempt:
+    return Attempt(of.query_id, of.batch_id, of.since, first=False)
+
+
+def test_what_an_attempt_has_appended_the_next_one_does_not_whatever_came_after_it(tables, rows):
+    first = attempt(tables, first=True)
+    first.append(tables, rows, EVENTS)
+    tables.append(rows, EVENTS)
+    compact(tables, EVENTS)
+    again(first).append(tables, rows, EVENTS)
+    assert tables.read(EVENTS).count() == 2
+    assert again(first).committed(tables, EVENTS).rows == 1
+
+
+def test_an_attempt_that_appended_nothing_is_made_good_by_the_next(tables, rows):
+    first = attempt(tables, first=True)
+    tables.append(rows, EVENTS)
+    again(first).append(tables, rows, EVENTS)
+    again(first).append(tables, rows, EVENTS)
+    assert tables.read(EVENTS).count() == 2
+
+
+@pytest.mark.parametrize(("batch_id", "query"), [(4, "q"), (3, "r"), (33, "q")])
+def test_another_batch_or_query_is_not_mistaken_for_it(tables, rows, batch_id, query):
+    before = attempt(tables, batch_id, query=query, first=False)
+    attempt(tables, first=True).append(tables, rows, EVENTS)
+    before.append(tables, rows, EVENTS)
+    assert tables.read(EVENTS).count() == 2
+
+
+def test_a_log_that_begins_after_the_first_attempt_is_asked_for_what_it_has(tables, rows):
+    first = attempt(tables, first=True)
+    tables.append(rows, EVENTS)
+    first.append(tables, rows, EVENTS)
+    Path(tables.path(EVENTS.name), "_delta_log", f"{first.since[EVENTS.name]:020d}.json").unlink()
+    assert again(first).committed(tables, EVENTS).version == first.since[EVENTS.name] + 2
+    assert attempt(tables, 4, first=False).committed(tables, EVENTS) is None
+
+
+def test_the_newest_version_is_seen_as_others_append(tables, rows):
+    log = CommitLog(tables, EVENTS)
+    seen = [log.newest()]
+    for _ in range(2):
+        tables.append(rows, EVENTS)
+        seen.append(log.newest())
+    assert seen == [0, 1, 2]
