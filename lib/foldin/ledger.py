@@ -60,6 +60,8 @@ class Ledger:
         """`every`: seconds from one append to the table to the next, at least."""
         self._tables, self._checkpoint, self._every = tables, checkpoint, every
         self._flushed = -math.inf
+        self._closing = threading.Event()
+        self._busy = False
         self._lock = threading.Lock()
         self._waiting: dict[int, Account] = {}
         self._logged: int | None = None
@@ -89,12 +91,11 @@ class Ledger:
         self._checkpoint.write(f"{_FOLDER}/{batch_id}", json.dumps(data))
         with self._lock:
             self._waiting[batch_id] = account
+            begin, self._busy = not self._busy, True
         if self._append is not None and self._append.done():
             self._append.result()
-            self._append = None
-        if self._append is None and time.monotonic() - self._flushed >= self._every:
-            self._flushed = time.monotonic()
-            self._append = self._pool.submit(self._flush)
+        if begin:
+            self._append = self._pool.submit(self._flush_when_due)
 
     def close(self) -> None:
         """Wait until all of it is in the table.
@@ -102,12 +103,24 @@ class Ledger:
         Raises:
             FoldinError: an append failed.
         """
+        self._closing.set()
         try:
             if self._append is not None:
                 self._append.result()
             self._flush()
         finally:
             self._pool.shutdown()
+
+    def _flush_when_due(self) -> None:
+        """Until nothing waits."""
+        while True:
+            self._closing.wait(self._flushed + self._every - time.monotonic())
+            self._flushed = time.monotonic()
+            self._flush()
+            with self._lock:
+                if not self._waiting:
+                    self._busy = False
+                    return
 
     def _flush(self) -> None:
         try:

@@ -33,6 +33,7 @@ def settings_of(root: Path, landing: Path, *more: str) -> tuple[str, ...]:
         "fold_in.max_files_per_trigger=4",
         "fold_in.lease_seconds=3",
         "tables.compact_every=5",
+        "metrics.flush_seconds=0.5",
         "history.max_events_per_user=20",
         "history.half_life_days=90",
         "train.rank=8",
@@ -237,6 +238,15 @@ class Installation:
         log = self.root / table / "_delta_log"
         return max(int(entry.stem) for entry in log.glob("[0-9]*.json") if entry.stem.isdigit())
 
+    def newest_append(self, table: str) -> int:
+        """The newest version that brought rows (a merge of small files brings none)."""
+        log = self.root / table / "_delta_log"
+        for version in range(self.delta_version(table), -1, -1):
+            lines = (log / f"{version:020d}.json").read_text().splitlines()
+            if any(json.loads(line).get("add", {}).get("dataChange") for line in lines):
+                return version
+        return -1
+
     def has_written(self, table: str, app_id: str, batch: int) -> bool:
         """Whether the table's log has what the batch of a query appended."""
         log = self.root / table / "_delta_log"
@@ -263,7 +273,7 @@ class Installation:
     def folded(self) -> bool:
         """The fold-in query has committed a batch that reaches the newest event."""
         checkpoint = self.checkpoint("fold_in")
-        return checkpoint.is_idle() and checkpoint.delta_version() > self.delta_version("events")
+        return checkpoint.is_idle() and checkpoint.delta_version() > self.newest_append("events")
 
     def where_killed(self, query: str, tables: tuple[str, ...]) -> str:
         """The boundary at which a kill found a query, in words."""
