@@ -67,6 +67,7 @@ def saved(past: World, tmp_path_factory: pytest.TempPathFactory) -> World:
 def folded(saved: World) -> World:
     """The files as they were, at the same place: a checkpoint knows its landing folder by its path."""
     folder = saved.installation.root.parent
+    end_of_process(saved)
     shutil.rmtree(folder)
     shutil.copytree(folder.with_name("saved"), folder)
     delta_log(saved).clearCache()
@@ -77,6 +78,12 @@ def delta_log(world: World) -> Any:
     """Delta's object of this name; it keeps what it knows of a table by its path."""
     jvm: Any = world.spark._jvm
     return jvm.org.apache.spark.sql.delta.DeltaLog
+
+
+def end_of_process(world: World) -> None:
+    """What the end of a job's process would do: else Spark's upkeep of states, every minute, writes to this one yet."""
+    jvm: Any = world.spark._jvm
+    jvm.org.apache.spark.sql.execution.streaming.state.StateStore.stop()
 
 
 def test_a_committed_batch_that_is_replayed_changes_nothing(folded: World) -> None:
@@ -98,6 +105,7 @@ def test_a_committed_batch_that_is_replayed_changes_nothing(folded: World) -> No
 
 
 def test_with_both_checkpoints_lost_no_event_is_doubled_and_factors_are_the_same(folded: World) -> None:
+    end_of_process(folded)
     shutil.rmtree(folded.installation.root / "_checkpoints")
     landed = folded.log.rows
     again = sum(len(path.read_text().splitlines()) for path in folded.installation.landing.iterdir())
