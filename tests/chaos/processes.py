@@ -18,7 +18,7 @@ LAUNCHER = Path(__file__).with_name("launcher.py")
 PATIENCE = 300
 """Seconds after which a wait has failed; a start takes 12 s on a quiet machine and a minute on a busy one."""
 
-JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
 """A JVM that lives for some seconds: quick to start rather than quick later."""
 
 
