@@ -44,10 +44,10 @@ test-data: setup ## Run the tests on the real event logs (FOLDIN_DATA, default .
 	@$(PY) -m pytest -m realdata $(ARGS)
 
 chaos: setup ## Kill running jobs at random and on purpose, damage their files (KILLS=30 for longer, SEED=...)
-	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -m chaos tests/chaos $(ARGS)
+	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -p no:hypothesispytest -m chaos tests/chaos $(ARGS)
 
 kafka: setup ## Read from a real Kafka broker that is killed and started again (Ivy fetches it once, 100 MB)
-	@$(PY) -m pytest -m kafka tests/kafka $(ARGS)
+	@$(PY) -m pytest -p no:hypothesispytest -m kafka tests/kafka $(ARGS)
 
 check: setup ## Lint, check format and types, compare the locks with pyproject.toml
 	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests conf/dev
