@@ -270,6 +270,10 @@ class Installation:
         waiting = accounts.is_dir() and any(entry.name.isdigit() for entry in accounts.iterdir())
         return checkpoint.files() >= set(names) and checkpoint.is_idle() and not waiting
 
+    def waiting(self, names: Iterable[str], query: str) -> int:
+        """How many of the files no micro-batch of the query has begun with yet."""
+        return len(set(names) - self.checkpoint(query).files("offsets"))
+
     def folded(self) -> bool:
         """The fold-in query has committed a batch that reaches the newest event."""
         checkpoint = self.checkpoint("fold_in")

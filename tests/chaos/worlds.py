@@ -52,7 +52,7 @@ class World:
 
     def waiting(self) -> int:
         """Files that no micro-batch of ingest has begun with yet."""
-        return len(set(self.names) - self.installation.checkpoint("ingest").files("offsets"))
+        return self.installation.waiting(self.names, "ingest")
 
     def job(self, name: str, *more: str, arm: bool = False) -> Job:
         """Not started yet."""
