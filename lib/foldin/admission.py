@@ -194,7 +194,7 @@ class Admission:
         if label and label[_APP] == self._own_id():
             self._own = (int(label["batch"]), Counter(label["rows"]))
         elif commit.files:
-            self._foreign.append(_Foreign(commit.version, commit.files, commit.bytes))
+            self._foreign.append(_Foreign(commit.version, tuple(file.uri for file in commit.files), commit.bytes))
 
     def _label(self, batch_id: int, counts: Counter[str]) -> str:
         return json.dumps({_APP: self._own_id(), "batch": batch_id, "rows": counts})

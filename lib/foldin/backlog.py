@@ -5,11 +5,10 @@ Delta's own source reports neither the files nor the bytes that are outstanding 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from foldin.checkpoints import Checkpoint, Offset
+from foldin.commits import Commit, parse_commit
 
 __all__ = ["DeltaBacklog", "Waiting"]
 
@@ -46,8 +45,8 @@ class DeltaBacklog:
     """
 
     log: Checkpoint
-    _commits: dict[int, tuple[list[int], float]] = field(default_factory=dict)
-    """Delta version: (bytes of each appended file, when it was committed)."""
+    _commits: dict[int, Commit] = field(default_factory=dict)
+    """By Delta version."""
 
     def beyond(self, offset: Offset) -> Waiting:
         """What a stream with this end offset has not read yet.
@@ -65,31 +64,17 @@ class DeltaBacklog:
                 text = self.log.read(f"{version:020d}.json")
                 if text is None:
                     break
-                self._commits[version] = _appended(text)
+                self._commits[version] = parse_commit(version, text, self.log.path)
                 read += 1
             version += 1
         complete = read < _COMMITS_A_LOOK and not offset.in_snapshot
         files = size = 0
         since: float | None = None
         for at in range(start, version):
-            sizes, committed = self._commits[at]
+            new = self._commits[at].files
             if at == offset.position.version:
-                sizes = sizes[offset.position.index + 1 :]  # those up to the index are read
-            files, size = files + len(sizes), size + sum(sizes)
-            if sizes and since is None:
-                since = committed
+                new = new[offset.position.index + 1 :]  # those up to the index are read
+            files, size = files + len(new), size + sum(file.bytes for file in new)
+            if new and since is None:
+                since = self._commits[at].at
         return Waiting(files, size, since, complete)
-
-
-def _appended(commit: str) -> tuple[list[int], float]:
-    """Sizes of the files that a commit appends (none where it changes committed rows: it is skipped), and its time."""
-    sizes, committed, changes = [], 0.0, False
-    for line in commit.splitlines():
-        action: dict[str, Any] = json.loads(line) if line.startswith(('{"add"', '{"remove"', '{"commitInfo"')) else {}
-        if "commitInfo" in action:
-            committed = action["commitInfo"].get("timestamp", 0) / 1000
-        elif "add" in action and action["add"]["dataChange"]:
-            sizes.append(int(action["add"]["size"]))
-        elif "remove" in action and action["remove"]["dataChange"]:
-            changes = True
-    return ([] if changes else sizes), committed

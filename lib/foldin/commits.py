@@ -15,7 +15,17 @@ from foldin.checkpoints import Checkpoint
 from foldin.schemas import TableSpec
 from foldin.tables import Tables
 
-__all__ = ["Attempt", "Commit", "CommitLog"]
+__all__ = ["AppendedFile", "Attempt", "Commit", "CommitLog", "parse_commit"]
+
+_ACTIONS = ('{"commitInfo"', '{"txn"', '{"add"', '{"remove"')
+
+
+@dataclass(frozen=True)
+class AppendedFile:
+    """A data file that a commit adds to its table: where, and how many bytes."""
+
+    uri: str
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -26,17 +36,23 @@ class Commit:
         version: its Delta version.
         metadata: what its writer had it say of itself (`userMetadata`), "" for nothing.
         transactions: the application ids of idempotent writes and the numbers that it took under them.
-        files: URIs of the files whose rows it appends; none where it merely rewrites or deletes rows that were there.
-        bytes: their size.
+        files: those whose rows it appends, in the order of the log; none where it merely moves rows that were there
+            (OPTIMIZE), or changes some: a stream skips such a commit.
         rows: rows written, as the writer counted them.
+        at: the writer's clock, seconds since the epoch.
     """
 
     version: int
     metadata: str = ""
     transactions: Mapping[str, int] = field(default_factory=dict)
-    files: tuple[str, ...] = ()
-    bytes: int = 0
+    files: tuple[AppendedFile, ...] = ()
     rows: int = 0
+    at: float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return sum(file.bytes for file in self.files)
 
 
 class CommitLog:
@@ -52,7 +68,7 @@ class CommitLog:
     def commit(self, version: int) -> Commit | None:
         """The commit of that version; None where there is none yet, or none any more."""
         text = self._folder.read(f"{version:020d}.json")
-        return None if text is None else self._parse(version, text)
+        return None if text is None else parse_commit(version, text, self._location)
 
     def has(self, version: int) -> bool:
         """Whether the log still has that commit. Delta cleans it up from the oldest one on."""
@@ -92,31 +108,31 @@ class CommitLog:
         number = snapshot.transactions().get(app_id)
         return int(snapshot.version()), int(number.get()) if number.isDefined() else -1
 
-    def _parse(self, version: int, text: str) -> Commit:
-        metadata, transactions, files, size, rows, rewrites = "", {}, [], 0, 0, False
-        for line in text.splitlines():
-            if line.startswith('{"commitInfo"'):
-                info = json.loads(line)["commitInfo"]
-                metadata = info.get("userMetadata") or ""
-                rows = int(info.get("operationMetrics", {}).get("numOutputRows", 0))
-            elif line.startswith('{"txn"'):
-                transaction = json.loads(line)["txn"]
-                transactions[transaction["appId"]] = int(transaction["version"])
-            elif line.startswith('{"add"'):
-                add = json.loads(line)["add"]
-                if add["dataChange"]:
-                    files.append(self._uri(add["path"]))
-                    size += int(add["size"])
-            elif line.startswith('{"remove"'):
-                rewrites = True
-        if rewrites:
-            files, size = [], 0
-        return Commit(version, metadata, transactions, tuple(files), size, rows)
 
-    def _uri(self, path: str) -> str:
-        """A file's path as Hadoop takes it: the log has it relative and percent-encoded."""
-        decoded = unquote(path)
-        return decoded if "://" in decoded or decoded.startswith("/") else f"{self._location}/{decoded}"
+def parse_commit(version: int, text: str, location: str) -> Commit:
+    """A commit of the table at `location`, from the text of its log file."""
+    metadata, transactions, rows, at, changes = "", {}, 0, 0.0, False
+    files: list[AppendedFile] = []
+    for line in text.splitlines():
+        action: dict[str, Any] = json.loads(line) if line.startswith(_ACTIONS) else {}
+        if "commitInfo" in action:
+            info = action["commitInfo"]
+            metadata = info.get("userMetadata") or ""
+            rows = int(info.get("operationMetrics", {}).get("numOutputRows", 0))
+            at = info.get("timestamp", 0) / 1000
+        elif "txn" in action:
+            transactions[action["txn"]["appId"]] = int(action["txn"]["version"])
+        elif "add" in action and action["add"]["dataChange"]:
+            files.append(AppendedFile(_uri(location, action["add"]["path"]), int(action["add"]["size"])))
+        elif "remove" in action and action["remove"]["dataChange"]:
+            changes = True
+    return Commit(version, metadata, transactions, () if changes else tuple(files), rows, at)
+
+
+def _uri(location: str, path: str) -> str:
+    """A file's path as Hadoop takes it: the log has it relative and percent-encoded."""
+    decoded = unquote(path)
+    return decoded if "://" in decoded or decoded.startswith("/") else f"{location}/{decoded}"
 
 
 @dataclass(frozen=True)
