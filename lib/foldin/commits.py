@@ -82,6 +82,13 @@ class CommitLog:
             self._newest += 1
         return self._newest
 
+    def oldest(self) -> Commit:
+        """The first commit that the log still has."""
+        names = (name.removesuffix(".json") for name in self._folder.list("") if name.endswith(".json"))
+        commit = self.commit(min(int(name) for name in names if name.isdigit()))
+        assert commit is not None  # Delta never deletes its newest
+        return commit
+
     def find(self, metadata: str, since: int) -> Commit | None:
         """The first commit after the version `since` that says `metadata` of itself; None for none."""
         if not self.has(since):  # cleaned up: Delta knows where its log begins

@@ -28,6 +28,7 @@ __all__ = [
     "HistoryConfig",
     "IngestConfig",
     "KafkaConfig",
+    "MaintainConfig",
     "MetricsConfig",
     "RecommendConfig",
     "Section",
@@ -194,6 +195,11 @@ class AlarmConfig(Section):
         return seconds
 
 
+class MaintainConfig(Section):
+    keep_models: int = Field(ge=1)
+    """Versions that served last and are kept, the active one among them: what one can go back to."""
+
+
 class SparkConfig(Section):
     app_name: str = Field(min_length=1)
     master: str = Field(min_length=1)
@@ -221,6 +227,7 @@ class Config(Section):
     recommend: RecommendConfig
     metrics: MetricsConfig
     alarm: AlarmConfig
+    maintain: MaintainConfig
     spark: SparkConfig
 
     @model_validator(mode="after")

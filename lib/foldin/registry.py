@@ -21,7 +21,7 @@ from foldin.kernels import ItemFactors, Objective, prepare
 from foldin.schemas import ITEM_FACTORS, MODELS, Position
 from foldin.tables import Tables, Transaction
 
-__all__ = ["Model", "Promotion", "PromotionConflictError", "Registry"]
+__all__ = ["Model", "Promotion", "PromotionConflictError", "Registry", "Standing"]
 
 _PROMOTIONS = "foldin-promotions"
 
@@ -38,6 +38,24 @@ class Promotion:
     sequence: int
     caught_up: Position
     """Users with events after the training cut and up to here were folded under this version."""
+    turn: int
+    """The largest sequence of any row when this one was read: whoever changes something takes the next."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a version stands.
+
+    Attributes:
+        status: of its newest row: candidate, active (it is, or was), retired.
+        cut_version: Delta version of `events` that its training read.
+        sequence: number of its last promotion; None if it never served.
+    """
+
+    model_version: str
+    status: str
+    cut_version: int
+    sequence: int | None
 
 
 @dataclass(frozen=True)
@@ -104,45 +122,28 @@ class Registry:
 
     def promotion(self, model_version: str | None = None) -> Promotion | None:
         """The promotion in force: the one with the largest sequence (of that version, if one is named)."""
-        rows = self.tables.read(MODELS).where("status = 'active'")
-        if model_version is not None:
-            rows = rows.where(F.col("model_version") == model_version)
-        row = rows.orderBy(F.desc("sequence")).first()
-        if row is None:
-            return None
-        caught_up = Position(row["caught_up_version"], row["caught_up_index"])
-        return Promotion(row["model_version"], row["sequence"], caught_up)
+        turns = self.tables.read(MODELS).where("sequence is not null").orderBy(F.desc("sequence")).collect()
+        for row in turns:
+            if row["status"] == "active" and model_version in (None, row["model_version"]):
+                caught_up = Position(row["caught_up_version"], row["caught_up_index"])
+                return Promotion(row["model_version"], row["sequence"], caught_up, turns[0]["sequence"])
+        return None
 
     def promote(self, model_version: str, caught_up: Position, *, reason: str, expected: Promotion | None) -> Promotion:
         """Make a version active, if `expected` is still the promotion in force (compare and set).
 
-        Delta applies a transaction id at most once and lets two writers of the same id conflict, so of two
-        promoters that saw the same state one wins and the other is told.
-
         Raises:
-            PromotionConflictError: another promotion came first.
+            PromotionConflictError: another promotion (or a retirement) came first.
         """
-        sequence = expected.sequence + 1 if expected is not None else 1
-        token = uuid.uuid4().hex[:12]
         row = {
             "model_version": model_version,
             "status": "active",
-            "sequence": sequence,
-            "reason": f"{reason} [{token}]",
+            "reason": reason,
             "caught_up_version": caught_up.version,
             "caught_up_index": caught_up.index,
         }
-        conflict = f"model {model_version} was not promoted: promotion {sequence} was taken by somebody else"
-        try:
-            self._append(row, Transaction(_PROMOTIONS, sequence))
-        except Exception as error:
-            if "ConcurrentTransaction" in type(error).__name__ + str(error):
-                raise PromotionConflictError(conflict) from error
-            raise
-        current = self.tables.read(MODELS).where(F.col("sequence") == sequence).first()
-        if current is None or token not in current["reason"]:
-            raise PromotionConflictError(conflict)
-        return Promotion(model_version, sequence, caught_up)
+        sequence = self._take_turn(row, expected)
+        return Promotion(model_version, sequence, caught_up, sequence)
 
     def active_version(self) -> str:
         """The version that readers see.
@@ -155,17 +156,42 @@ class Registry:
             raise MissingModelError("no model is active; run the train job first")
         return promotion.model_version
 
+    def standing(self) -> list[Standing]:
+        """Every version, in the order in which they were trained."""
+        rows = self.tables.read(MODELS).orderBy("at").collect()
+        found: dict[str, Standing] = {}
+        for row in rows:
+            before = found.get(row["model_version"], Standing(row["model_version"], row["status"], -1, None))
+            status = before.status if before.status == "retired" else row["status"]
+            cut = row["cut_version"] if row["cut_version"] is not None else before.cut_version
+            sequence = row["sequence"] if row["status"] == "active" else before.sequence
+            found[row["model_version"]] = Standing(row["model_version"], status, cut, sequence)
+        return list(found.values())
+
+    def retire(self, model_version: str, *, reason: str) -> None:
+        """Say that a version's factors and lists are about to go; nobody can promote it from then on.
+
+        Raises:
+            PromotionConflictError: the version in force; or another promotion came first.
+        """
+        expected = self.promotion()
+        if expected is not None and expected.model_version == model_version:
+            raise PromotionConflictError(f"model {model_version} is active: it cannot be retired")
+        self._take_turn({"model_version": model_version, "status": "retired", "reason": reason}, expected)
+
     def row(self, model_version: str) -> Row:
         """What training wrote down of a version.
 
         Raises:
-            MissingModelError: there is no such version.
+            MissingModelError: there is no such version, or it is retired.
         """
-        found = self.tables.read(MODELS).where((F.col("model_version") == model_version) & F.col("rank").isNotNull())
-        row = found.first()
-        if row is None:
+        rows = self.tables.read(MODELS).where(F.col("model_version") == model_version).collect()
+        if any(row["status"] == "retired" for row in rows):
+            raise MissingModelError(f"model {model_version} is retired: its factors are gone")
+        trained = [row for row in rows if row["rank"] is not None]
+        if not trained:
             raise MissingModelError(f"there is no model {model_version!r}")
-        return row
+        return trained[0]
 
     def load(self, model_version: str, row: dict[str, Any] | None = None) -> Model:
         """The version's item factors, prepared; about 4 bytes * items * rank on the driver.
@@ -206,6 +232,29 @@ class Registry:
             as_of_us=row["as_of_us"],
             cut=Position.after(row["cut_version"]),
         )
+
+    def _take_turn(self, row: dict[str, Any], expected: Promotion | None) -> int:
+        """Append `row` as the next in the sequence, if nobody has done so since `expected` was read; its number.
+
+        Delta applies a transaction id at most once and lets two writers of the same id conflict, so of two that saw
+        the same state one wins and the other is told.
+        """
+        sequence = expected.turn + 1 if expected is not None else 1
+        token = uuid.uuid4().hex[:12]
+        done = {"active": "promoted"}.get(row["status"], row["status"])
+        conflict = f"model {row['model_version']} was not {done}: turn {sequence} was taken by somebody else"
+        try:
+            self._append(
+                row | {"sequence": sequence, "reason": f"{row['reason']} [{token}]"}, Transaction(_PROMOTIONS, sequence)
+            )
+        except Exception as error:
+            if "ConcurrentTransaction" in type(error).__name__ + str(error):
+                raise PromotionConflictError(conflict) from error
+            raise
+        taken = self.tables.read(MODELS).where(F.col("sequence") == sequence).first()
+        if taken is None or token not in taken["reason"]:
+            raise PromotionConflictError(conflict)
+        return sequence
 
     def _append(self, values: dict[str, Any], transaction: Transaction | None = None) -> None:
         row = dict.fromkeys(MODELS.schema.names) | {"by": getpass.getuser()} | values

@@ -1,0 +1,150 @@
+"""What keeps the tables as quick as on their first day: small files merged, dead ones deleted, old models retired.
+
+All of it is safe beside running streams and trainings. OPTIMIZE moves rows without changing them; a model is retired
+by dropping partitions that nobody appends to any more; and VACUUM spares every file that a commit of the log added: a
+stream reads those, even when a merge has replaced them since.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field
+
+from pyspark.sql import functions as F
+
+from foldin.checkpoints import Checkpoint
+from foldin.commits import CommitLog
+from foldin.compaction import compact
+from foldin.config import Config
+from foldin.errors import StateMismatchError
+from foldin.registry import Registry
+from foldin.schemas import ITEM_FACTORS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
+from foldin.tables import Tables
+
+__all__ = ["Maintained", "maintain", "retention_hours", "upgrade"]
+
+log = logging.getLogger("foldin.maintain")
+
+_MODEL_TABLES = (ITEM_FACTORS, USER_FACTORS, RECOMMENDATIONS)
+_LEAST_HOURS = 24  # readers that hold a snapshot: a training of hours, a query of minutes
+
+
+@dataclass(frozen=True)
+class Maintained:
+    """What one run did.
+
+    Attributes:
+        upgraded: columns and properties that older tables were given, as table.name.
+        retired: versions of models whose factors and lists are gone.
+        files: by table, (small files merged, files that came of it).
+        retention: by table, hours for which VACUUM spared what had been replaced.
+    """
+
+    upgraded: tuple[str, ...] = ()
+    retired: tuple[str, ...] = ()
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    retention: dict[str, int] = field(default_factory=dict)
+
+
+def maintain(tables: Tables, config: Config) -> Maintained:
+    """Bring the tables' schemas up to date, retire old models, merge small files, delete dead ones.
+
+    Raises:
+        StateMismatchError: a column of a table has a type that this foldin does not know there.
+    """
+    upgraded = [name for spec in TABLES for name in upgrade(tables, spec)]
+    retired = _retire(tables, config.maintain.keep_models)
+    files, retention = {}, {}
+    for spec in TABLES:
+        started = time.monotonic()
+        files[spec.name] = compact(tables, spec)
+        retention[spec.name] = retention_hours(tables, spec)
+        with tables.locked(spec):
+            tables.spark.sql(f"vacuum {tables.name(spec)} retain {retention[spec.name]} hours").collect()
+        log.info(
+            "%s: %d small files merged into %d; what was replaced more than %d hours ago is deleted, %.1f s",
+            spec.name, *files[spec.name], retention[spec.name], time.monotonic() - started,
+        )  # fmt: skip
+    return Maintained(tuple(upgraded), retired, files, retention)
+
+
+def upgrade(tables: Tables, spec: TableSpec) -> list[str]:
+    """Give a table of an older foldin the columns and properties of this one; their names, as table.name.
+
+    Raises:
+        StateMismatchError: a column is there with another type.
+    """
+    there = {column.name: column.dataType for column in tables.read(spec).schema}
+    missing = [column for column in spec.schema if column.name not in there]
+    for column in spec.schema:
+        found = there.get(column.name, column.dataType)
+        if found.simpleString() != column.dataType.simpleString():
+            raise StateMismatchError(
+                f"{spec.name}.{column.name} is {found.simpleString()}, but this foldin needs "
+                f"{column.dataType.simpleString()}: the table is not of an older foldin"
+            )
+    detail = tables.spark.sql(f"describe detail {tables.name(spec)}").select("properties").first()
+    assert detail is not None  # the table is there
+    properties = {key: value for key, value in spec.properties.items() if detail["properties"].get(key) != value}
+    with tables.locked(spec):
+        if missing:
+            columns = ", ".join(
+                f"`{column.name}` {column.dataType.simpleString()} comment '{_quoted(column.metadata['comment'])}'"
+                for column in missing
+            )
+            tables.spark.sql(f"alter table {tables.name(spec)} add columns ({columns})")
+        if properties:
+            pairs = ", ".join(f"'{key}' = '{value}'" for key, value in properties.items())
+            tables.spark.sql(f"alter table {tables.name(spec)} set tblproperties ({pairs})")
+    return [f"{spec.name}.{name}" for name in [*(column.name for column in missing), *properties]]
+
+
+def retention_hours(tables: Tables, spec: TableSpec) -> int:
+    """For how long VACUUM must spare files that have been replaced: nothing that a commit in the log added is deleted.
+
+    Whoever goes on at a commit that the log still has (a stream, a promotion that catches up) finds its files; who
+    is so far behind that the commit is gone is refused, or reads the table itself. So no reader need be asked.
+    """
+    oldest = CommitLog(tables, spec).oldest()
+    return max(_LEAST_HOURS, math.ceil((time.time() - oldest.at) / 3600) + 1)
+
+
+def _retire(tables: Tables, keep: int) -> tuple[str, ...]:
+    """Retire what is older than the `keep` versions that served last, and drop their partitions."""
+    registry = Registry(tables)
+    standing = registry.standing()
+    served = sorted((row for row in standing if row.sequence), key=lambda row: row.sequence or 0)
+    spared = {row.model_version for row in served[-keep:]} | _pinned(tables)
+    newest_cut = max((row.cut_version for row in served), default=-1)
+    old = [
+        row.model_version
+        for row in standing
+        if row.model_version not in spared
+        and row.status != "retired"
+        and (row.sequence or row.cut_version < newest_cut)  # a candidate that is newer may still be adopted
+    ]
+    for model_version in old:
+        registry.retire(model_version, reason=f"not one of the {keep} that served last")
+    # Also those of a run that was killed between the two steps.
+    gone = [*old, *(row.model_version for row in standing if row.status == "retired")]
+    for spec in _MODEL_TABLES:
+        left = tables.read(spec).where(F.col("model_version").isin(gone)).select("model_version").distinct().collect()
+        for row in left:
+            with tables.locked(spec):
+                tables.spark.sql(f"delete from {tables.name(spec)} where model_version = '{_quoted(row[0])}'")
+    return tuple(old)
+
+
+def _pinned(tables: Tables) -> set[str]:
+    """The version of the stream's last batch: its replay, after a crash, folds under that one."""
+    checkpoint = Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in"))
+    last = max((int(name) for name in checkpoint.list("pins") if name.isdigit()), default=None)
+    text = checkpoint.read(f"pins/{last}") if last is not None else None
+    version = checkpoint.parsed(f"pins/{last}", text)["model_version"] if text is not None else None
+    return {version} if version else set()
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")

@@ -1,0 +1,135 @@
+"""Maintenance: quick tables, no dead files, no models of long ago, and nobody who runs beside it notices."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pyspark.sql.types import StructType
+
+from foldin.compaction import compact
+from foldin.errors import MissingModelError, StateMismatchError
+from foldin.fold_in import FoldIn
+from foldin.maintenance import maintain, retention_hours, upgrade
+from foldin.publishing import Publisher
+from foldin.registry import PromotionConflictError, Registry
+from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, USER_FACTORS, Position
+from foldin.tables import Tables
+from foldin.training import train
+from world import ITEMS, bought, fold_once, latest_lists
+
+
+def versions_in(tables, spec) -> set[str]:
+    return {row[0] for row in tables.read(spec).select("model_version").distinct().collect()}
+
+
+def test_old_models_are_retired_whole_and_the_others_serve_as_before(folded, make_config, events_frame):
+    config = make_config("maintain.keep_models=2")
+    registry = Registry(folded)
+    first = registry.active_version()
+    second = train(folded, config).model_version
+    beside = train(folded, config, activate=False).model_version  # as old as the second, never served
+    third = train(folded, config).model_version
+    before = latest_lists(folded)
+    assert set(maintain(folded, config).retired) == {first}
+    for spec in (ITEM_FACTORS, USER_FACTORS, RECOMMENDATIONS):
+        assert versions_in(folded, spec) == {second, beside, third}
+    assert latest_lists(folded) == before
+    with pytest.raises(MissingModelError, match=f"{first} is retired"):
+        Publisher(folded, 3).activate(first, reason="back")
+    # Back to the one that is kept, and on with the stream: promotions count on past the retirement.
+    Publisher(folded, 3).activate(second, reason="back")
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    assert fold_once(folded, config) > 0
+    assert registry.active_version() == second
+    assert maintain(folded, config).retired == ()
+
+
+def test_a_candidate_of_before_the_newest_model_is_retired_and_one_of_after_it_is_not(folded, config, events_frame):
+    old = train(folded, config, activate=False).model_version
+    folded.append(events_frame(bought("a", "u1", "i0")), EVENTS)
+    train(folded, config)
+    folded.append(events_frame(bought("b", "u1", "i1")), EVENTS)
+    new = train(folded, config, activate=False).model_version
+    assert maintain(folded, config).retired == (old,)
+    assert new in versions_in(folded, ITEM_FACTORS)
+
+
+def test_a_retirement_and_a_promotion_at_the_same_time_exclude_each_other(folded, config):
+    registry = Registry(folded)
+    candidate = train(folded, config, activate=False).model_version
+    expected = registry.promotion()
+    registry.retire(candidate, reason="test")
+    with pytest.raises(PromotionConflictError, match=f"{candidate} was not promoted"):
+        registry.promote(candidate, Position(9), reason="too late", expected=expected)
+    with pytest.raises(PromotionConflictError, match="is active"):
+        registry.retire(registry.active_version(), reason="test")
+
+
+def test_a_retirement_that_was_killed_half_way_is_finished(folded, config):
+    candidate = train(folded, config, activate=False).model_version
+    Registry(folded).retire(candidate, reason="killed after this")
+    maintain(folded, config)
+    assert candidate not in versions_in(folded, USER_FACTORS)
+
+
+def test_the_model_that_the_streams_last_batch_had_pinned_is_kept(folded, make_config):
+    config = make_config("maintain.keep_models=1")
+    pinned = Registry(folded).active_version()
+    train(folded, config)
+    assert maintain(folded, config).retired == ()
+    fold_once(folded, config)
+    assert FoldIn(folded, config).checkpoint.list("pins") == ["0"]  # nothing new came: the pin is the old one
+    assert pinned in versions_in(folded, ITEM_FACTORS)
+
+
+def test_vacuum_spares_what_a_commit_of_the_log_added(folded, config, events_frame):
+    for k in range(3):
+        folded.append(events_frame(bought(f"x{k}", "u1", ITEMS[k])), EVENTS)
+    compact(folded, EVENTS)
+    log = Path(folded.path(EVENTS.name), "_delta_log")
+    oldest = log / f"{0:020d}.json"
+    lines = [json.loads(line) for line in oldest.read_text().splitlines()]
+    for line in lines:
+        if "commitInfo" in line:
+            line["commitInfo"]["timestamp"] = int((time.time() - 50 * 3600) * 1000)
+    oldest.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (log / f".{oldest.name}.crc").unlink(missing_ok=True)
+    assert retention_hours(folded, EVENTS) == 51 + 1
+    assert retention_hours(folded, MODELS) == 24
+    maintain(folded, config)
+    assert fold_once(folded, config) == 1  # from the files that the merge had replaced
+    assert {f.stem for f in log.glob("*.json")} >= {f"{k:020d}" for k in range(4)}
+
+
+def older(spec, *without: str):
+    """The table as an older foldin made it."""
+    return replace(spec, schema=StructType([c for c in spec.schema if c.name not in without]), properties={})
+
+
+def test_a_table_of_an_older_foldin_gets_its_new_columns_and_keeps_its_rows(spark, tmp_path, make_config):
+    tables = Tables(spark, str(tmp_path / "tables"))
+    tables._create(older(EVENTS, "value", "source_file"))
+    old = "'a' event_id, 'u' user_id, 'i' item_id, 'view' event_type, timestamp'2024-01-01' event_time, "
+    old += "timestamp'2024-01-01' ingested_at, date'2024-01-01' ingest_date"
+    spark.sql(f"select {old}").write.format("delta").mode("append").save(tables.path("events"))
+    given = upgrade(tables, EVENTS)
+    assert given[:2] == ["events.value", "events.source_file"]
+    assert "events.delta.enableChangeDataFeed" in given
+    assert upgrade(tables, EVENTS) == []
+    tables.append(spark.sql(f"select {old}, 2.0D value, 'f' source_file"), EVENTS)
+    rows = tables.read(EVENTS).select("event_id", "value", "source_file").collect()
+    assert {tuple(row) for row in rows} == {("a", None, None), ("a", 2.0, "f")}
+    assert [c.metadata.get("comment") for c in tables.read(EVENTS).schema if c.name == "value"] == [
+        EVENTS.schema["value"].metadata["comment"]
+    ]
+
+
+def test_a_column_of_another_type_is_refused_by_name(spark, tmp_path):
+    tables = Tables(spark, str(tmp_path / "tables"))
+    spark.sql("select 'a' model_version, 'one' sequence").write.format("delta").save(tables.path("models"))
+    with pytest.raises(StateMismatchError, match=r"^models\.sequence is string, but this foldin needs bigint"):
+        upgrade(tables, MODELS)
