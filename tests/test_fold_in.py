@@ -167,7 +167,7 @@ def test_the_race_of_a_batch_promotion_with_a_running_stream_loses_no_event(worl
     fold_once(world, config)
     second = train(world, config, activate=False).model_version
     registry = Registry(world)
-    expected, caught_up = registry.promotion(), Position.after(world.version(EVENTS))
+    expected, caught_up = registry.read(), Position.after(world.version(EVENTS))
     world.append(events_frame(bought("c+1", "u1", "i0")), EVENTS)
     fold_once(world, config)
     registry.promote(second, caught_up, reason="test", expected=expected)

@@ -61,7 +61,7 @@ def test_a_candidate_of_before_the_newest_model_is_retired_and_one_of_after_it_i
 def test_a_retirement_and_a_promotion_at_the_same_time_exclude_each_other(folded, config):
     registry = Registry(folded)
     candidate = train(folded, config, activate=False).model_version
-    expected = registry.promotion()
+    expected = registry.read()
     registry.retire(candidate, reason="test")
     with pytest.raises(PromotionConflictError, match=f"{candidate} was not promoted"):
         registry.promote(candidate, Position(9), reason="too late", expected=expected)

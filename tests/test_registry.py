@@ -23,12 +23,13 @@ def test_without_a_model_the_reader_is_told_what_to_do(tables):
 
 def test_of_two_promoters_that_saw_the_same_state_one_is_told_that_it_lost(tables):
     registry = Registry(tables)
-    first = registry.promote("a", Position(1), reason="test", expected=None)
+    nothing = registry.read()
+    first = registry.promote("a", Position(1), reason="test", expected=nothing)
     assert first.sequence == 1
-    with pytest.raises(PromotionConflictError, match="model b was not promoted: promotion 1 was taken"):
-        registry.promote("b", Position(1), reason="test", expected=None)
+    with pytest.raises(PromotionConflictError, match="model b was not promoted: turn 1 was taken"):
+        registry.promote("b", Position(1), reason="test", expected=nothing)
     assert registry.active_version() == "a"
-    second = registry.promote("b", Position(2, 7), reason="test", expected=first)
+    second = registry.promote("b", Position(2, 7), reason="test", expected=registry.read())
     assert registry.promotion() == second
     assert second.caught_up == Position(2, 7)
     assert registry.promotion("a") == first
@@ -36,9 +37,8 @@ def test_of_two_promoters_that_saw_the_same_state_one_is_told_that_it_lost(table
 
 def test_going_back_to_a_version_is_an_append(tables):
     registry = Registry(tables)
-    a = registry.promote("a", Position(1), reason="test", expected=None)
-    b = registry.promote("b", Position(2), reason="test", expected=a)
-    registry.promote("a", Position(3), reason="back", expected=b)
+    for version, caught_up in (("a", 1), ("b", 2), ("a", 3)):
+        registry.promote(version, Position(caught_up), reason="test", expected=registry.read())
     assert registry.active_version() == "a"
     assert registry.promotion("a").caught_up == Position(3)
     assert tables.read(MODELS).count() == 3
@@ -47,9 +47,9 @@ def test_going_back_to_a_version_is_an_append(tables):
 def test_the_current_promotion_is_seen_as_soon_as_it_is_appended(tables):
     registry, other = Registry(tables), Registry(tables)
     assert registry.current() is None
-    a = other.promote("a", Position(1), reason="test", expected=None)
+    a = other.promote("a", Position(1), reason="test", expected=other.read())
     assert registry.current() == a
-    b = other.promote("b", Position(1), reason="test", expected=a)
+    b = other.promote("b", Position(1), reason="test", expected=other.read())
     assert registry.current() == b == registry.current()
 
 

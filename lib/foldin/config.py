@@ -158,6 +158,8 @@ class TrainConfig(Section):
     nonnegative: bool
     seed: int
     blocks: int = Field(ge=1, le=1000)
+    adoption_minutes: float = Field(ge=0, allow_inf_nan=False)
+    """For how long a training waits for the running stream to adopt its model; the stream goes on beyond it."""
 
 
 class FoldInConfig(Section):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from pyspark.sql import DataFrame
 
+from foldin.adoption import Adopter, last_adopted
 from foldin.checkpoints import Checkpoint, Offset
 from foldin.commits import Attempt, CommitLog
 from foldin.compaction import Compactor
@@ -44,6 +46,7 @@ class FoldIn:
     def __post_init__(self) -> None:
         self.publisher = Publisher(self.tables, self.config.recommend.top_n if self.config.fold_in.lists else 0)
         self.checkpoint = Checkpoint(self.tables.spark, self.tables.path("_checkpoints", "fold_in"))
+        self._batches = threading.Lock()
         self._logs = [CommitLog(self.tables, spec) for spec in self.publisher.written]
 
     def run(self, *, once: bool, stop: GracefulStop | None = None) -> int:
@@ -84,10 +87,11 @@ class FoldIn:
         with (
             Compactor(self.tables, (*self.publisher.written, METRICS), settings.tables.compact_every) as compactor,
             Monitor(self.tables, settings, "fold_in", self.checkpoint, stop) as self.monitor,
+            self._adopter() as self.adopter,
         ):
             run(
                 histories(slim(events, types), bound, seen=lists).writeStream.outputMode("update"),
-                self.monitor.around(compactor.after(self._process)),
+                self.monitor.around(compactor.after(self._process_alone)),
                 checkpoint=self.checkpoint,
                 name="fold_in",
                 rebuild=self._rebuild,
@@ -97,10 +101,31 @@ class FoldIn:
                 stop=stop,
                 on_start=self.monitor.follow,
             )
+            if once:  # what became active while no event came
+                self.adopter.look()
 
     @property
     def _rebuild(self) -> str:
         return f"delete {self.checkpoint.path} and start again: the state is rebuilt from events."
+
+    def _adopter(self) -> Adopter:
+        """Beside this query, from where its last batch that is done has left off."""
+        publisher = Publisher(self.tables, self.publisher.top_n)  # a model of its own: batches go on under theirs
+        adopter = Adopter(publisher, self.checkpoint, self._batches)
+        done = max((int(name) for name in self.checkpoint.list("commits") if name.isdigit()), default=-1)
+        offset = self.checkpoint.delta_offset(done)
+        if offset is not None and not offset.in_snapshot:
+            adopted, pin = last_adopted(self.checkpoint), self._read_pin(done)
+            adopter.reached = offset.position
+            if adopted is not None and adopted.position >= offset.position:
+                adopter.settled = adopted.model_version
+            elif pin is not None:
+                adopter.settled = pin["model_version"]
+        return adopter
+
+    def _process_alone(self, batch: DataFrame, batch_id: int) -> None:
+        with self._batches:
+            self._process(batch, batch_id)
 
     def _process(self, batch: DataFrame, batch_id: int) -> None:
         started = time.monotonic()
@@ -112,6 +137,7 @@ class FoldIn:
             # No model yet, or histories are still partial: take the events into the state, publish nothing.
             batch.write.format("noop").mode("overwrite").save()
             self.reached = offset.position
+            self.adopter.reached, self.adopter.settled = None if offset.in_snapshot else offset.position, None
             self.monitor.note(batch_id, published=False)
             log.info(
                 "batch %d: events up to %s taken into the state, nothing to publish yet", batch_id, offset.position
@@ -130,7 +156,8 @@ class FoldIn:
         phases = self.publisher.phases
         self.monitor.note(batch_id, users=users, model_version=version, published=not rebuilt, phases=phases)
         self.users += users
-        self.reached = offset.position
+        self.reached = self.adopter.reached = offset.position
+        self.adopter.settled = version
         log.info(
             "batch %d: %s users %s, events up to %s, %.2f s",
             batch_id, f"{users:,}", kind, offset.position, time.monotonic() - started,
@@ -140,6 +167,9 @@ class FoldIn:
         """The state has just become whole, or another model has become active since the last batch."""
         if before is None or before.in_snapshot:
             return True
+        adopted = last_adopted(self.checkpoint)
+        if adopted is not None and adopted.model_version == version and adopted.position >= before.position:
+            return False
         pin = self._read_pin(batch_id - 1)
         return pin is None or pin["model_version"] != version
 

@@ -126,7 +126,7 @@ class Publisher:
         Raises:
             PromotionConflictError: another promotion came first.
         """
-        expected = self.registry.promotion()
+        expected = self.registry.read()
         until = Position.after(self.tables.version(EVENTS))
         count = self.catch_up(model_version, self.model(model_version).cut, until)
         log.info("caught up to %s: %d users refolded", until, count)

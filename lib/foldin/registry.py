@@ -21,7 +21,7 @@ from foldin.kernels import ItemFactors, Objective, prepare
 from foldin.schemas import ITEM_FACTORS, MODELS, Position
 from foldin.tables import Tables, Transaction
 
-__all__ = ["Model", "Promotion", "PromotionConflictError", "Registry", "Standing"]
+__all__ = ["Model", "Promotion", "PromotionConflictError", "Registry", "Standing", "State"]
 
 _PROMOTIONS = "foldin-promotions"
 
@@ -38,8 +38,22 @@ class Promotion:
     sequence: int
     caught_up: Position
     """Users with events after the training cut and up to here were folded under this version."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Where `models` stands.
+
+    Attributes:
+        promotion: the one in force.
+        asked: the version that somebody has asked the running stream to adopt, while nothing has come of it.
+        turn: the number of the last row in sequence (promotions, requests, refusals, retirements): whoever changes
+            something takes the next.
+    """
+
+    promotion: Promotion | None
+    asked: str | None
     turn: int
-    """The largest sequence of any row when this one was read: whoever changes something takes the next."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class Standing:
     """Where a version stands.
 
     Attributes:
-        status: of its newest row: candidate, active (it is, or was), retired.
+        status: of its newest row: candidate, requested, refused, active (it is, or was), retired.
         cut_version: Delta version of `events` that its training read.
         sequence: number of its last promotion; None if it never served.
     """
@@ -104,17 +118,30 @@ class Registry:
     """Reads and appends `models`. Nothing in it is ever updated."""
 
     tables: Tables
-    _seen: tuple[int, Promotion | None] | None = None
+    _seen: tuple[int, State] | None = None
 
-    def current(self) -> Promotion | None:
-        """The promotion in force, at the price of one look at a file name while `models` has not changed.
+    def state(self) -> State:
+        """Where `models` stands, at the price of one look at a file name while it has not changed.
 
         A micro-batch asks every time; a query over the table would cost it a tenth of its seconds.
         """
         if self._seen is None or self.tables.has_version(MODELS, self._seen[0] + 1):
             version = self.tables.version(MODELS)  # before the read: what is missed now is seen next time
-            self._seen = (version, self.promotion())
+            self._seen = (version, self.read())
         return self._seen[1]
+
+    def current(self) -> Promotion | None:
+        """The promotion in force, by `state`."""
+        return self.state().promotion
+
+    def read(self) -> State:
+        """Where `models` stands now."""
+        rows = self.tables.read(MODELS).where("sequence is not null").orderBy(F.desc("sequence")).collect()
+        if not rows:
+            return State(None, None, 0)
+        asked = rows[0]["model_version"] if rows[0]["status"] == "requested" else None
+        active = next((row for row in rows if row["status"] == "active"), None)
+        return State(_promotion(active) if active is not None else None, asked, rows[0]["sequence"])
 
     def candidate(self, row: dict[str, Any]) -> None:
         """Append a newly trained model as a candidate; `row` holds the columns of MODELS that training knows."""
@@ -122,18 +149,17 @@ class Registry:
 
     def promotion(self, model_version: str | None = None) -> Promotion | None:
         """The promotion in force: the one with the largest sequence (of that version, if one is named)."""
-        turns = self.tables.read(MODELS).where("sequence is not null").orderBy(F.desc("sequence")).collect()
-        for row in turns:
-            if row["status"] == "active" and model_version in (None, row["model_version"]):
-                caught_up = Position(row["caught_up_version"], row["caught_up_index"])
-                return Promotion(row["model_version"], row["sequence"], caught_up, turns[0]["sequence"])
-        return None
+        rows = self.tables.read(MODELS).where("status = 'active'")
+        if model_version is not None:
+            rows = rows.where(F.col("model_version") == model_version)
+        row = rows.orderBy(F.desc("sequence")).first()
+        return _promotion(row) if row is not None else None
 
-    def promote(self, model_version: str, caught_up: Position, *, reason: str, expected: Promotion | None) -> Promotion:
-        """Make a version active, if `expected` is still the promotion in force (compare and set).
+    def promote(self, model_version: str, caught_up: Position, *, reason: str, expected: State) -> Promotion:
+        """Make a version active, if `models` still stands as `expected` (compare and set).
 
         Raises:
-            PromotionConflictError: another promotion (or a retirement) came first.
+            PromotionConflictError: somebody else promoted, asked or retired first.
         """
         row = {
             "model_version": model_version,
@@ -142,8 +168,7 @@ class Registry:
             "caught_up_version": caught_up.version,
             "caught_up_index": caught_up.index,
         }
-        sequence = self._take_turn(row, expected)
-        return Promotion(model_version, sequence, caught_up, sequence)
+        return Promotion(model_version, self._take_turn(row, expected), caught_up)
 
     def active_version(self) -> str:
         """The version that readers see.
@@ -168,15 +193,43 @@ class Registry:
             found[row["model_version"]] = Standing(row["model_version"], status, cut, sequence)
         return list(found.values())
 
+    def ask_for(self, model_version: str, *, reason: str) -> None:
+        """Ask whoever runs the stream to adopt a version. The request stands while its row is the last in sequence.
+
+        Raises:
+            MissingModelError: there is no such version, or it is retired.
+            PromotionConflictError: somebody else asked, promoted or retired at the same moment.
+        """
+        expected = self.read()
+        self.row(model_version)
+        self._take_turn({"model_version": model_version, "status": "requested", "reason": reason}, expected)
+
+    def refuse(self, model_version: str, *, reason: str, expected: State) -> None:
+        """Say why a requested version is not adopted.
+
+        Raises:
+            PromotionConflictError: somebody else asked, promoted or retired at the same moment.
+        """
+        self._take_turn({"model_version": model_version, "status": "refused", "reason": reason}, expected)
+
+    def why_not(self, model_version: str) -> str:
+        """Why a version that was asked for is not in force."""
+        rows = self.tables.read(MODELS).where("sequence is not null").orderBy(F.desc("sequence")).collect()
+        if rows and rows[0]["model_version"] == model_version and rows[0]["status"] == "refused":
+            return str(rows[0]["reason"])
+        return f"{rows[0]['status']} {rows[0]['model_version']} came in between" if rows else "nobody asked for it"
+
     def retire(self, model_version: str, *, reason: str) -> None:
         """Say that a version's factors and lists are about to go; nobody can promote it from then on.
 
         Raises:
-            PromotionConflictError: the version in force; or another promotion came first.
+            PromotionConflictError: the version in force; or somebody else promoted or asked at the same moment.
         """
-        expected = self.promotion()
-        if expected is not None and expected.model_version == model_version:
+        expected = self.read()
+        if expected.promotion is not None and expected.promotion.model_version == model_version:
             raise PromotionConflictError(f"model {model_version} is active: it cannot be retired")
+        if expected.asked is not None:
+            raise PromotionConflictError(f"model {expected.asked} is about to be adopted: nothing is retired meanwhile")
         self._take_turn({"model_version": model_version, "status": "retired", "reason": reason}, expected)
 
     def row(self, model_version: str) -> Row:
@@ -233,13 +286,13 @@ class Registry:
             cut=Position.after(row["cut_version"]),
         )
 
-    def _take_turn(self, row: dict[str, Any], expected: Promotion | None) -> int:
+    def _take_turn(self, row: dict[str, Any], expected: State) -> int:
         """Append `row` as the next in the sequence, if nobody has done so since `expected` was read; its number.
 
         Delta applies a transaction id at most once and lets two writers of the same id conflict, so of two that saw
         the same state one wins and the other is told.
         """
-        sequence = expected.turn + 1 if expected is not None else 1
+        sequence = expected.turn + 1
         token = uuid.uuid4().hex[:12]
         done = {"active": "promoted"}.get(row["status"], row["status"])
         conflict = f"model {row['model_version']} was not {done}: turn {sequence} was taken by somebody else"
@@ -260,3 +313,7 @@ class Registry:
         row = dict.fromkeys(MODELS.schema.names) | {"by": getpass.getuser()} | values
         frame = self.tables.spark.createDataFrame([row], MODELS.schema)
         self.tables.append(frame.withColumn("at", F.current_timestamp()), MODELS, transaction)
+
+
+def _promotion(row: Row) -> Promotion:
+    return Promotion(row["model_version"], row["sequence"], Position(row["caught_up_version"], row["caught_up_index"]))

@@ -14,6 +14,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 import foldin
+from foldin.adoption import bring_into_force
 from foldin.config import Config
 from foldin.errors import FoldinError
 from foldin.histories import HistoryDefinition, histories, slim, user_strengths
@@ -142,7 +143,7 @@ def train(tables: Tables, config: Config, *, activate: bool = True) -> Trained:
     for frame in (folded, strengths, users_histories, users, items):
         frame.unpersist()
     if activate:
-        publisher.activate(version, reason="trained")
+        bring_into_force(tables, config, version, reason="trained", wait=config.train.adoption_minutes * 60)
     return Trained(version, row["users"], row["items"], row["events"], row["parity"], row["seconds"])
 
 

@@ -1,0 +1,190 @@
+"""A model comes into force while events keep arriving, or none do: readers see one whole version, no event is missing."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from pyspark.sql import functions as F
+
+from foldin.adoption import bring_into_force, last_adopted
+from foldin.errors import FoldinError
+from foldin.fold_in import FoldIn
+from foldin.publishing import Publisher
+from foldin.registry import PromotionConflictError, Registry
+from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, USER_FACTORS, Position
+from foldin.streaming import GracefulStop
+from foldin.training import train
+from world import assert_same_vectors, bought, fold_once, latest_lists, latest_vectors, vectors
+
+
+def by_definition(tables, version: str) -> dict[str, np.ndarray]:
+    """Every user's history as of now, solved under the version."""
+    publisher, now = Publisher(tables, 3), tables.version(EVENTS)
+    users = publisher.histories_at(publisher.model(version), now)
+    return vectors(publisher.folded(users, version, Position.after(now)))
+
+
+def assert_whole(tables, version: str) -> None:
+    """The version is in force, and nothing is missing from what readers see."""
+    assert Registry(tables).active_version() == version
+    wanted = by_definition(tables, version)
+    assert_same_vectors(latest_vectors(tables, version), wanted)
+    assert latest_lists(tables, version).keys() == wanted.keys()
+
+
+def statuses(tables, version: str) -> list[str]:
+    rows = tables.read(MODELS).where(F.col("model_version") == version).orderBy("at").collect()
+    return [row["status"] for row in rows]
+
+
+@pytest.fixture
+def candidate(folded, config, events_frame) -> str:
+    """A model that was trained before the last event came and was folded."""
+    version = train(folded, config, activate=False).model_version
+    folded.append(events_frame(bought("after the cut", "u1", "i0"), bought("new", "new", "i1")), EVENTS)
+    fold_once(folded, config)
+    return version
+
+
+def test_a_model_that_is_asked_for_is_adopted_by_the_stream_without_an_event(folded, config, candidate):
+    Registry(folded).ask_for(candidate, reason="test")
+    assert fold_once(folded, config) == 0
+    assert_whole(folded, candidate)
+    assert statuses(folded, candidate) == ["candidate", "requested", "active"]
+    adopted = last_adopted(FoldIn(folded, config).checkpoint)
+    assert adopted.model_version == candidate
+    assert Registry(folded).promotion().caught_up == adopted.position
+
+
+def test_after_an_adoption_a_batch_folds_its_own_users_and_no_others(folded, config, candidate, events_frame):
+    Registry(folded).ask_for(candidate, reason="test")
+    fold_once(folded, config)
+    folded.append(events_frame(bought("b", "u3", "i1")), EVENTS)
+    assert fold_once(folded, config) == 1
+    assert_whole(folded, candidate)
+
+
+def test_what_a_batch_job_promotes_under_a_stream_that_was_further_is_made_whole_without_an_event(
+    folded, config, candidate, events_frame
+):
+    registry = Registry(folded)
+    expected, caught_up = registry.read(), Position.after(folded.version(EVENTS))
+    Publisher(folded, 3).catch_up(candidate, registry.load(candidate).cut, caught_up)
+    folded.append(events_frame(bought("c+1", "u5", "i0")), EVENTS)
+    fold_once(folded, config)  # under the model before
+    registry.promote(candidate, caught_up, reason="test", expected=expected)
+    fold_once(folded, config)  # no event: only the promotion
+    assert_whole(folded, candidate)
+    fold_once(folded, config)
+    assert last_adopted(FoldIn(folded, config).checkpoint).model_version == candidate
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "call"),
+    [
+        (Publisher, "catch_up", 1),
+        (Registry, "promote", 1),
+        ("adopter", "_done", 1),
+    ],
+)
+def test_killed_at_any_step_the_adoption_is_finished_by_the_next_start(
+    folded, config, candidate, events_frame, monkeypatch, owner, method, call
+):
+    from foldin.adoption import Adopter
+
+    owner = Adopter if owner == "adopter" else owner
+    original, calls = getattr(owner, method), []
+
+    def dies(*args, **kwargs):
+        calls.append(method)
+        if len(calls) == call:
+            raise FoldinError("killed")
+        return original(*args, **kwargs)
+
+    Registry(folded).ask_for(candidate, reason="test")
+    monkeypatch.setattr(owner, method, dies)
+    monkeypatch.setattr(Adopter, "_keep_looking", lambda self: None)  # only the look at the end of a run
+    with pytest.raises(FoldinError, match="killed"):
+        fold_once(folded, config)
+    monkeypatch.undo()
+    folded.append(events_frame(bought("b", "u3", "i1")), EVENTS)
+    fold_once(folded, config)
+    assert_whole(folded, candidate)
+    for spec in (USER_FACTORS, RECOMMENDATIONS):
+        assert {row[0] for row in folded.read(spec).select("model_version").distinct().collect()} <= {
+            candidate,
+            *(row["model_version"] for row in folded.read(MODELS).collect()),
+        }
+
+
+def test_a_candidate_whose_item_factors_are_incomplete_is_refused_with_the_reason(folded, config, candidate):
+    before = Registry(folded).active_version()
+    name = folded.name(ITEM_FACTORS)
+    folded.spark.sql(f"delete from {name} where model_version = '{candidate}' and item_id = 'i0'")
+    Registry(folded).ask_for(candidate, reason="test")
+    fold_once(folded, config)
+    assert Registry(folded).active_version() == before
+    assert statuses(folded, candidate) == ["candidate", "requested", "refused"]
+    assert "rows of item factors" in Registry(folded).why_not(candidate)
+
+
+def test_a_request_that_is_overtaken_is_no_request_any_more(folded, config, candidate):
+    registry = Registry(folded)
+    seen = registry.read()
+    registry.ask_for(candidate, reason="test")
+    assert registry.read().asked == candidate
+    with pytest.raises(PromotionConflictError):
+        registry.promote(candidate, Position(1), reason="saw nothing of it", expected=seen)
+    other = train(folded, config).model_version  # no stream runs: it is promoted at once
+    assert registry.read().asked is None
+    assert f"active {other} came in between" in registry.why_not(candidate)
+
+
+def test_train_asks_a_running_stream_and_comes_back_when_the_model_is_in_force(folded, config, events_frame):
+    stop, errors = GracefulStop(), []
+
+    def run() -> None:
+        try:
+            FoldIn(folded, config).run(once=False, stop=stop)
+        except BaseException as error:
+            errors.append(error)
+
+    stream = threading.Thread(target=run, daemon=True)
+    stream.start()
+    feeding = threading.Event()
+
+    def feed() -> None:
+        for k in range(100):
+            if feeding.is_set():
+                return
+            folded.append(events_frame(bought(f"f{k}", f"u{k % 24}", f"i{k % 12}")), EVENTS)
+            time.sleep(0.2)
+
+    try:
+        folded.append(events_frame(bought("first", "u1", "i0")), EVENTS)
+        deadline = time.monotonic() + 120
+        while folded.read(USER_FACTORS).where("user_id = 'u1' and events = 5").count() == 0:
+            assert time.monotonic() < deadline, errors
+            time.sleep(0.5)
+        feeder = threading.Thread(target=feed, daemon=True)
+        feeder.start()
+        version = train(folded, config).model_version
+        assert Registry(folded).active_version() == version
+        assert statuses(folded, version) == ["candidate", "requested", "active"]
+        feeding.set()
+        feeder.join()
+    finally:
+        feeding.set()
+        stop.ask()
+        stream.join(120)
+    assert not errors
+    fold_once(folded, config)
+    assert_whole(folded, version)
+
+
+def test_without_a_stream_a_version_is_brought_into_force_at_once(folded, config, candidate):
+    assert bring_into_force(folded, config, candidate, reason="test")
+    assert_whole(folded, candidate)
