@@ -1,4 +1,4 @@
-"""A model comes into force while events keep arriving, or none do: readers see one whole version, no event is missing."""
+"""A model comes into force while events arrive, or none do: readers see one whole version, no event is missing."""
 
 from __future__ import annotations
 
