@@ -197,6 +197,17 @@ class AlarmConfig(Section):
         return seconds
 
 
+class JudgeConfig(Section):
+    holdout: float = Field(gt=0, lt=1)
+    """Share of the events, the last by event_time, on which a candidate is judged before it serves."""
+    k: int = Field(ge=1, le=1000)
+    """Length of the lists that are judged."""
+    margin: float = Field(ge=0, le=1)
+    """Share of NDCG by which a candidate may be worse than the active model, or than popularity."""
+    least_users: int = Field(ge=1)
+    """With fewer users who took something new nothing is said against a candidate."""
+
+
 class MaintainConfig(Section):
     keep_models: int = Field(ge=1)
     """Versions that served last and are kept, the active one among them: what one can go back to."""
@@ -229,6 +240,7 @@ class Config(Section):
     recommend: RecommendConfig
     metrics: MetricsConfig
     alarm: AlarmConfig
+    judge: JudgeConfig
     maintain: MaintainConfig
     spark: SparkConfig
 
