@@ -2,9 +2,9 @@
 
 The last part of the log by event time is held out. A model of the candidate's settings is trained on the events before
 it; its lists, made by the production code from histories of before the split, are compared with what users took
-afterwards: against those of the active model and of popularity, over the same users and events. Users without a history and
-items without factors are counted: a list by popularity, a miss. The judged model is thrown away; what may serve is
-trained on all events with the same settings.
+afterwards: against those of the active model and of popularity, over the same users and events. Users without a
+history and items without factors are counted: a list by popularity, a miss. The judged model is thrown away; what may
+serve is trained on all events with the same settings.
 
 The active model is judged by its own factors only on events that it has not seen: the split is never before the latest
 event of its training cut. When too little has come since, it is not judged, and the report says so.

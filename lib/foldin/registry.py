@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import Row
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
 from foldin.errors import FoldinError, MissingModelError
@@ -21,7 +21,7 @@ from foldin.kernels import ItemFactors, Objective, prepare
 from foldin.schemas import ITEM_FACTORS, MODELS, Position
 from foldin.tables import Tables, Transaction
 
-__all__ = ["Model", "Promotion", "PromotionConflictError", "Registry", "Standing", "State"]
+__all__ = ["Model", "Promotion", "PromotionConflictError", "Registry", "Standing", "State", "assemble"]
 
 _PROMOTIONS = "foldin-promotions"
 
@@ -256,35 +256,8 @@ class Registry:
             MissingModelError: there is no such version, or some of its item factors are not there.
         """
         row = row if row is not None else self.row(model_version).asDict()
-        factors = (
-            self.tables.read(ITEM_FACTORS)
-            .where(F.col("model_version") == model_version)
-            .select("item_id", "item_hash", "factors", "users")
-            .toArrow()
-            .sort_by("item_hash")
-            .combine_chunks()
-        )
-        if factors.num_rows != row["items"]:
-            raise MissingModelError(
-                f"model {model_version} has {row['items']} items, but {factors.num_rows} rows of item factors"
-            )
-        flat = pc.list_flatten(factors.column("factors")).to_numpy()
-        objective = Objective(
-            reg_param=row["reg_param"],
-            alpha=row["alpha"],
-            implicit_prefs=row["mode"] == "implicit",
-            nonnegative=row["nonnegative"],
-        )
-        matrix = np.ascontiguousarray(flat.reshape(factors.num_rows, row["rank"]), dtype=np.float32)
-        return Model(
-            items=prepare(matrix, objective, model_version=model_version),
-            item_ids=factors.column("item_id").combine_chunks(),
-            item_hashes=factors.column("item_hash").to_numpy(),
-            popularity=factors.column("users").to_numpy().astype(np.float32),
-            definition=HistoryDefinition.from_json(row["history"]),
-            as_of_us=row["as_of_us"],
-            cut=Position.after(row["cut_version"]),
-        )
+        factors = self.tables.read(ITEM_FACTORS).where(F.col("model_version") == model_version)
+        return assemble(factors, row | {"model_version": model_version})
 
     def _take_turn(self, row: dict[str, Any], expected: State) -> int:
         """Append `row` as the next in the sequence, if nobody has done so since `expected` was read; its number.
@@ -317,3 +290,34 @@ class Registry:
 
 def _promotion(row: Row) -> Promotion:
     return Promotion(row["model_version"], row["sequence"], Position(row["caught_up_version"], row["caught_up_index"]))
+
+
+def assemble(item_rows: DataFrame, row: dict[str, Any]) -> Model:
+    """A model of its rows of ITEM_FACTORS and what `models` says of it.
+
+    Raises:
+        MissingModelError: some of the item factors are not there.
+    """
+    rows = item_rows.select("item_id", "item_hash", "factors", "users").toArrow()
+    factors = rows.sort_by("item_hash").combine_chunks()
+    if factors.num_rows != row["items"]:
+        raise MissingModelError(
+            f"model {row['model_version']} has {row['items']} items, but {factors.num_rows} rows of item factors"
+        )
+    flat = pc.list_flatten(factors.column("factors")).to_numpy()
+    objective = Objective(
+        reg_param=row["reg_param"],
+        alpha=row["alpha"],
+        implicit_prefs=row["mode"] == "implicit",
+        nonnegative=row["nonnegative"],
+    )
+    matrix = np.ascontiguousarray(flat.reshape(factors.num_rows, row["rank"]), dtype=np.float32)
+    return Model(
+        items=prepare(matrix, objective, model_version=row["model_version"]),
+        item_ids=factors.column("item_id").combine_chunks(),
+        item_hashes=factors.column("item_hash").to_numpy(),
+        popularity=factors.column("users").to_numpy().astype(np.float32),
+        definition=HistoryDefinition.from_json(row["history"]),
+        as_of_us=row["as_of_us"],
+        cut=Position.after(row["cut_version"]),
+    )

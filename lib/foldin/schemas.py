@@ -191,8 +191,8 @@ MODELS = TableSpec(
     "models",
     _columns(
         ("model_version", StringType(), "name of the model"),
-        ("status", StringType(), "candidate, active or refused: what this row says of the model"),
-        ("sequence", LongType(), "number of the promotion; the largest is the active model"),
+        ("status", StringType(), "candidate, requested, active, refused or retired: what this row says of the model"),
+        ("sequence", LongType(), "number of the change; the largest of an active row is the model in force"),
         ("at", TimestampType(), "when the row was appended"),
         ("by", StringType(), "who appended it"),
         ("reason", StringType(), "why"),
@@ -214,6 +214,7 @@ MODELS = TableSpec(
         ("strengths", LongType(), "(user, item) pairs trained on"),
         ("parity", DoubleType(), "largest per-user relative norm between fold-in and MLlib's factors"),
         ("seconds", DoubleType(), "seconds that training took"),
+        ("judgement", StringType(), "JSON: how its settings did on events held out, beside the active model's"),
         ("foldin_version", StringType(), "version of foldin that trained"),
     ),
 )

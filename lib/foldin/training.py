@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import logging
 import secrets
 import time
@@ -18,7 +19,9 @@ from foldin.adoption import bring_into_force
 from foldin.config import Config
 from foldin.errors import FoldinError
 from foldin.histories import HistoryDefinition, histories, slim, user_strengths
+from foldin.judging import Judgement, RejectedModelError, judge_model, split_time
 from foldin.publishing import Publisher
+from foldin.registry import Model, Registry, assemble
 from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, STRENGTHS, USER_FACTORS, Position
 from foldin.tables import Tables
 
@@ -76,23 +79,30 @@ def fit(strengths: DataFrame, config: Config, checkpoint_dir: str) -> tuple[ALSM
     return als.fit(ratings), users, items
 
 
-def train(tables: Tables, config: Config, *, activate: bool = True) -> Trained:
-    """Train on all of `events`, write the model's factors and lists, register it and, by default, activate it.
+@dataclass(frozen=True)
+class _Fitted:
+    """MLlib's model of some events, and what it was made of; `done` gives the cached frames back."""
 
-    Raises:
-        EmptyTrainingCutError: no event carries a weight.
-        FoldinError: two items share a 64-bit hash.
-    """
-    started = time.monotonic()
-    definition = HistoryDefinition.of(config)
-    cut = tables.version(EVENTS)
-    events = tables.read(EVENTS, version=cut)
+    model: ALSModel
+    users: DataFrame
+    items: DataFrame
+    histories: DataFrame
+    strengths: DataFrame
+    item_rows: DataFrame
+    row: dict[str, Any]
+    """What `models` is to say of it."""
+
+    def done(self) -> None:
+        for frame in (self.strengths, self.histories, self.users, self.items):
+            frame.unpersist()
+
+
+def _fit(tables: Tables, events: DataFrame, cut: int, config: Config, version: str) -> _Fitted:
+    started, definition = time.monotonic(), HistoryDefinition.of(config)
     facts = events.agg(F.count("*").alias("events"), F.unix_micros(F.max("event_time")).alias("as_of_us")).first()
     if facts is None or facts["as_of_us"] is None:
         raise EmptyTrainingCutError("nothing to train on: the events table is empty; run ingest first")
     as_of_us = int(facts["as_of_us"])
-    log.info("training cut: %s events, version %d of the table", f"{facts['events']:,}", cut)
-
     users_histories = histories(slim(events, definition.types), definition.max_events).persist()
     strengths = users_histories.select("user_id", "history").mapInArrow(user_strengths(definition, as_of_us), STRENGTHS)
     strengths = strengths.persist()
@@ -104,9 +114,6 @@ def train(tables: Tables, config: Config, *, activate: bool = True) -> Trained:
         "ALS: rank %d, %d iterations on %s strengths, %.1f s",
         config.train.rank, config.train.iterations, f"{n_strengths:,}", time.monotonic() - started,
     )  # fmt: skip
-
-    version = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    tables.append(_item_rows(model, items, events, strengths, version), ITEM_FACTORS)
     row: dict[str, Any] = {
         "model_version": version,
         "cut_version": cut,
@@ -125,26 +132,83 @@ def train(tables: Tables, config: Config, *, activate: bool = True) -> Trained:
         "strengths": n_strengths,
         "foldin_version": foldin.__version__,
     }
+    item_rows = _item_rows(model, items, events, strengths, version)
+    return _Fitted(model, users, items, users_histories, strengths, item_rows, row)
+
+
+def train(tables: Tables, config: Config, *, activate: bool = True, force: bool = False) -> Trained:
+    """Judge the settings, train on all of `events`, write factors and lists, register and, by default, activate.
+
+    Args:
+        force: activate a model that is judged worse than what serves, and write that down.
+
+    Raises:
+        EmptyTrainingCutError: no event carries a weight.
+        FoldinError: two items share a 64-bit hash.
+        RejectedModelError: the model is a candidate, but must not serve.
+    """
+    started = time.monotonic()
+    cut = tables.version(EVENTS)
+    events = tables.read(EVENTS, version=cut)
     publisher = Publisher(tables, config.recommend.top_n)
+    judgement = _judgement(tables, events, cut, config, publisher.registry)
+    version = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    fitted = _fit(tables, events, cut, config, version)
+    row = fitted.row
+    log.info("training cut: %s events, version %d of the table", f"{row['events']:,}", cut)
+    tables.append(fitted.item_rows, ITEM_FACTORS)
     publisher.use(publisher.registry.load(version, row))
-    folded = publisher.folded(users_histories, version, Position.after(cut))
-    mllib = model.userFactors.join(users, F.col("id") == F.col("user")).select("user_id", "features")
+    folded = publisher.folded(fitted.histories, version, Position.after(cut))
+    mllib = fitted.model.userFactors.join(fitted.users, F.col("id") == F.col("user")).select("user_id", "features")
     folded = folded.join(mllib, "user_id", "left").persist()
     # MLlib has no row for a user whose history says nothing; fold-in gives such a user the zero vector.
     tables.append(folded.withColumn("factors", F.coalesce("features", "factors")), USER_FACTORS)
     tables.append(folded, RECOMMENDATIONS)
     row["parity"] = _parity(folded, row["users"])
     row["seconds"] = time.monotonic() - started
+    row["judgement"] = json.dumps(judgement.to_dict()) if judgement is not None else None
     publisher.registry.candidate(row)
     log.info(
         "model %s: %s users, %s items, fold-in differs from MLlib by %.1e at most, %.1f s",
         version, f"{row['users']:,}", f"{row['items']:,}", row["parity"], row["seconds"],
     )  # fmt: skip
-    for frame in (folded, strengths, users_histories, users, items):
-        frame.unpersist()
-    if activate:
-        bring_into_force(tables, config, version, reason="trained", wait=config.train.adoption_minutes * 60)
-    return Trained(version, row["users"], row["items"], row["events"], row["parity"], row["seconds"])
+    folded.unpersist()
+    fitted.done()
+    trained = Trained(version, row["users"], row["items"], row["events"], row["parity"], row["seconds"])
+    if not activate:
+        return trained
+    settings = config.judge
+    worse = judgement.verdict(settings.margin, settings.least_users) if judgement is not None else ""
+    if worse and not force:
+        raise RejectedModelError(f"model {version} stays a candidate: {worse}")
+    reason = f"forced, although its {worse}" if worse else "trained"
+    bring_into_force(tables, config, version, reason=reason, wait=config.train.adoption_minutes * 60)
+    return trained
+
+
+def _judgement(tables: Tables, events: DataFrame, cut: int, config: Config, registry: Registry) -> Judgement | None:
+    """What held-out events say of the settings; None where there are none to hold out."""
+    promotion = registry.promotion()
+    active = registry.load(promotion.model_version) if promotion is not None else None
+    split = split_time(events, config.judge.holdout, not_before_us=active.as_of_us if active is not None else None)
+    if split is None:
+        split = split_time(events, config.judge.holdout)
+    if split is None:
+        return None
+
+    def model_of(before: DataFrame) -> Model:
+        fitted = _fit(tables, before, cut, config, "judged")
+        try:
+            return assemble(fitted.item_rows, fitted.row)
+        finally:
+            fitted.done()
+
+    try:
+        judgement = judge_model(events, split, model_of, active, config)
+    except EmptyTrainingCutError:  # all events are of one moment, say
+        return None
+    log.info("%s", judgement)
+    return judgement
 
 
 def _item_rows(model: ALSModel, items: DataFrame, events: DataFrame, strengths: DataFrame, version: str) -> DataFrame:
