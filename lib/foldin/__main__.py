@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 
 from foldin.cli import setup_logging
 from foldin.errors import FoldinError, reason_of
+
+if TYPE_CHECKING:  # `--help` needs no Spark
+    from foldin.config import Config
+    from foldin.tables import Tables
 
 __all__ = ["main"]
 
@@ -28,20 +37,33 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_argument("--root", default="data/demo", metavar="FOLDER", help="where everything goes (emptied first)")
     demo.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets")
     status = commands.add_parser("status", help="tables, model and streams on one screen; it writes nothing")
-    status.add_argument("--config", metavar="FILE", help="TOML file with the settings that differ from the default")
-    status.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets")
-    status.add_argument("--root", metavar="FOLDER", help="short for --set tables.root=FOLDER")
+    _add_settings(status)
     status.add_argument("--json", action="store_true", help="for machines")
+    models = commands.add_parser(
+        "models", help="versions of the model: status, age, quality, who replaced whom and why"
+    )
+    _add_settings(models)
+    models.add_argument("--json", action="store_true", help="for machines")
+    activate = commands.add_parser("activate", help="bring a version into force: a candidate, or back to an older one")
+    _add_settings(activate)
+    activate.add_argument("version")
+    activate.add_argument("--reason", default="by hand", help="for the log of models")
     options = parser.parse_args(argv)
     setup_logging()
     try:
-        return _status(options) if options.command == "status" else _demo(options)
+        return {"demo": _demo, "status": _status, "models": _models, "activate": _activate}[options.command](options)
     except FoldinError as error:
         print(f"foldin: {error}", file=sys.stderr)
         return error.exit_code
     except (PySparkException, Py4JError) as error:
         print(f"foldin: {reason_of(error)}", file=sys.stderr)
         return FoldinError.exit_code
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", metavar="FILE", help="TOML file with the settings that differ from the default")
+    command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets")
+    command.add_argument("--root", metavar="FOLDER", help="short for --set tables.root=FOLDER")
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -51,20 +73,51 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _status(options: argparse.Namespace) -> int:
+@contextmanager
+def _opened(options: argparse.Namespace, *, create: bool) -> Iterator[tuple[Tables, Config]]:
+    """The tables that the options name, with a session that is quiet about its start."""
     from foldin.config import load_config
-    from foldin.screen import render
     from foldin.session import build_session
-    from foldin.status import health
     from foldin.tables import Tables
 
     root = [f"tables.root={json.dumps(options.root)}"] if options.root is not None else []
     config = load_config(options.config, [*options.sets, *root])
     with tempfile.TemporaryDirectory() as folder:  # Ivy and Spark's launcher print a page on stderr
         spark = build_session(config, log_file=Path(folder) / "spark.log")
-        found = health(Tables.of(spark, config.tables, create=False), config)
+        yield Tables.of(spark, config.tables, create=create), config
+
+
+def _status(options: argparse.Namespace) -> int:
+    from foldin.screen import render
+    from foldin.status import health
+
+    with _opened(options, create=False) as (tables, config):
+        found = health(tables, config)
     print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if options.json else render(found))
     return found.exit_code
+
+
+def _models(options: argparse.Namespace) -> int:
+    from foldin.lineage import lineage, render_lineage
+    from foldin.schemas import MODELS
+
+    with _opened(options, create=False) as (tables, _):
+        versions = lineage(tables) if tables.exists(MODELS) else []
+    if options.json:
+        print(json.dumps([asdict(version) for version in versions], indent=2, ensure_ascii=False, default=str))
+    else:
+        print(render_lineage(versions, dt.datetime.now(dt.UTC)))
+    return 0
+
+
+def _activate(options: argparse.Namespace) -> int:
+    from foldin.adoption import bring_into_force
+
+    with _opened(options, create=False) as (tables, config):
+        seconds = config.train.adoption_minutes * 60
+        done = bring_into_force(tables, config, options.version, reason=options.reason, wait=seconds)
+    print(f"model {options.version} {'is in force' if done else 'is still being adopted by the stream'}")
+    return 0 if done else 1
 
 
 if __name__ == "__main__":
