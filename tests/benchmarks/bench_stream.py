@@ -29,6 +29,7 @@ from stream_world import Settings, session
 OUTPUT = Path(__file__).parents[2] / "build" / "bench"
 SECTIONS = ("batch", "merge", "sustained", "freshness", "soak")
 OF_A_SIZE = frozenset(SECTIONS[:3])
+KINDS = ("factors", "lists")
 
 
 def main() -> int:
@@ -63,6 +64,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--sizes", type=_numbers, default=(250_000, 1_000_000, 4_000_000), help="users, with commas")
     parser.add_argument("--only", type=_names, default=SECTIONS, help=f"sections, of {','.join(SECTIONS)}")
+    parser.add_argument("--kinds", type=_kinds, default=KINDS, help="what a size is measured for: factors,lists")
     parser.add_argument("--work", type=Path, help="folder for the data; what is made there is removed at the end")
     parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--rank", type=int, default=64)
@@ -116,6 +118,7 @@ class _SizeSection:
             rate_events=options.rate_events,
             rate_events_lists=options.rate_events_lists,
             sections=frozenset(options.only) & OF_A_SIZE,
+            kinds=options.kinds,
         )
         measure_size(session(settings), settings, plan, report)
 
@@ -197,12 +200,16 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _names(text: str) -> tuple[str, ...]:
+def _names(text: str, known: tuple[str, ...] = SECTIONS) -> tuple[str, ...]:
     names = tuple(text.split(","))
     for name in names:
-        if name not in SECTIONS:
-            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(SECTIONS)}")
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
     return names
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    return _names(text, KINDS)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ class SizePlan:
     rate_events: int
     rate_events_lists: int
     sections: frozenset[str]
+    kinds: tuple[str, ...]
+    """Of `factors` (alone) and `lists` (too), each with a state of its own."""
 
 
 def measure_size(spark: SparkSession, settings: Settings, plan: SizePlan, report: Report) -> None:
@@ -57,8 +59,8 @@ def measure_size(spark: SparkSession, settings: Settings, plan: SizePlan, report
         return Tables.of(spark, load_config(sets=[f"tables.root={root}"]).tables)
 
     states: list[list[str]] = []
-    for lists in (False, True):
-        kind = "lists" if lists else "factors"
+    for kind in plan.kinds:
+        lists = kind == "lists"
         progress(f"{plan.users:,} users, {kind}: bootstrap")
         seconds = world.bootstrap(lists=lists)
         log.drain("fold_in")
