@@ -208,6 +208,26 @@ class JudgeConfig(Section):
     """With fewer users who took something new nothing is said against a candidate."""
 
 
+class SearchConfig(Section):
+    trials: int = Field(ge=1, le=10_000)
+    minutes: float = Field(gt=0)
+    """A run begins no trial after so many minutes; what is left of the trials, the next run does."""
+    parallel: int = Field(ge=1, le=64)
+    rank: tuple[int, int] = Field(strict=False)
+    reg_param: tuple[float, float] = Field(strict=False)
+    alpha: tuple[float, float] = Field(strict=False)
+    half_life_days: tuple[float, float] = Field(strict=False)
+    weights: tuple[float, float] = Field(strict=False)
+    """Share of the heaviest type's weight."""
+
+    @field_validator("rank", "reg_param", "alpha", "half_life_days", "weights")
+    @classmethod
+    def _from_to(cls, ends: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < ends[0] <= ends[1] < float("inf"):
+            raise ValueError("must be [from, to] with 0 < from <= to < inf")
+        return ends
+
+
 class MaintainConfig(Section):
     keep_models: int = Field(ge=1)
     """Versions that served last and are kept, the active one among them: what one can go back to."""
@@ -241,6 +261,7 @@ class Config(Section):
     metrics: MetricsConfig
     alarm: AlarmConfig
     judge: JudgeConfig
+    search: SearchConfig
     maintain: MaintainConfig
     spark: SparkConfig
 

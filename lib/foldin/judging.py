@@ -12,7 +12,6 @@ event of its training cut. When too little has come since, it is not judged, and
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -23,15 +22,13 @@ from pyspark.sql import functions as F
 from foldin.config import Config
 from foldin.errors import FoldinError
 from foldin.folding import fold
-from foldin.histories import histories, slim
+from foldin.histories import HistoryDefinition, histories, slim
 from foldin.kernels.metrics import coverage, ranking_metrics
 from foldin.registry import Model
 from foldin.schemas import Position
 from foldin.shipping import ShippedModel
 
-__all__ = ["Judgement", "RejectedModelError", "Score", "judge_model", "split_time"]
-
-log = logging.getLogger("foldin.judge")
+__all__ = ["HeldOut", "Judgement", "RejectedModelError", "Score", "judge_model", "sides", "split_time"]
 
 _NOWHERE = Position(0)  # lists of a judgement are compared, never published
 
@@ -112,6 +109,74 @@ def split_time(events: DataFrame, share: float, *, not_before_us: int | None = N
     return split if split <= row["last"] else None
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Who took something new after a moment, and what: lists made from what was before are scored on it.
+
+    Attributes:
+        users: user_id, history and seen (of before the split; null for a cold user), taken (item hashes); cached.
+        k: length of the lists.
+    """
+
+    users: DataFrame
+    k: int
+
+    @classmethod
+    def of(cls, before: DataFrame, after: DataFrame, definition: HistoryDefinition, k: int) -> HeldOut:
+        """From the events on both sides of the split; of `definition` the types and the bound count."""
+        past = histories(slim(before, definition.types), definition.max_events)
+        later = slim(after, definition.types).groupBy("user_id").agg(F.collect_set("item").alias("later"))
+        joined = later.join(past, "user_id", "left").withColumn(
+            "taken", F.array_except("later", F.coalesce("seen", F.array().cast("array<bigint>")))
+        )
+        users = joined.where(F.size("taken") > 0).select("user_id", "history", "seen", "taken").orderBy("user_id")
+        return cls(users.persist(), k)
+
+    def score(self, model: Model) -> Score:
+        """Of the lists that the stream would make under `model`."""
+        return self._score(self.users, model)
+
+    def popularity(self, model: Model) -> Score:
+        """Of the lists by popularity, as `model` has it, without what the user had before."""
+        nothing = F.lit(None).cast(self.users.schema["history"].dataType)
+        return self._score(self.users.withColumn("history", nothing), model)
+
+    def facts(self, model: Model) -> dict[str, int]:
+        """users, cold, taken and unknown, as `Judgement` has them."""
+        rows = self.users.select("taken", F.col("history").isNull().alias("cold")).toArrow()
+        known = model.index_of(rows.column("taken").combine_chunks().flatten().to_numpy())
+        return {
+            "users": rows.num_rows,
+            "cold": int(np.count_nonzero(rows.column("cold").to_numpy())),
+            "taken": len(known),
+            "unknown": int(np.count_nonzero(known < 0)),
+        }
+
+    def done(self) -> None:
+        """Give the cached users back."""
+        self.users.unpersist()
+
+    def _score(self, users: DataFrame, model: Model) -> Score:
+        shipped = ShippedModel.ship(users.sparkSession.sparkContext, model)
+        try:
+            shown = fold(users, shipped, self.k, _NOWHERE).select(
+                "user_id", F.transform("items", lambda item: F.xxhash64(item["item_id"])).alias("shown")
+            )
+            rows = users.select("user_id", "taken").join(shown, "user_id").select("taken", "shown").toArrow()
+        finally:
+            shipped.unpersist()
+        taken, lists = (rows.column(name).combine_chunks() for name in ("taken", "shown"))
+        wanted, listed = taken.flatten().to_numpy(), lists.flatten().to_numpy()
+        _, numbers = np.unique(np.concatenate([wanted, listed]), return_inverse=True)
+        lengths = lists.value_lengths().to_numpy()
+        ranked = np.full((rows.num_rows, self.k), -1, dtype=np.int64)
+        place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        ranked[np.repeat(np.arange(rows.num_rows), lengths), place] = numbers[len(wanted) :]
+        indptr = np.concatenate(([0], np.cumsum(taken.value_lengths().to_numpy())))
+        means = ranking_metrics(ranked, indptr, numbers[: len(wanted)]).means()
+        return Score(**means, coverage=coverage(ranked, len(model.item_ids)))
+
+
 def judge_model(
     events: DataFrame,
     split_us: int,
@@ -126,66 +191,26 @@ def judge_model(
         train: a model of the candidate's settings, of the events that it is given.
         active: the model that serves; judged if it has seen nothing from the split on.
     """
-    k = config.judge.k
-    at = F.unix_micros("event_time")
-    before, after = events.where(at < split_us), events.where(at >= split_us)
+    before, after = sides(events, split_us)
     candidate = train(before)
-    users = _users(before, after, candidate)
     contenders = {"candidate": candidate}
     why_not = "" if active is not None else "no model is active"
     if active is not None and active.as_of_us >= split_us:
         why_not = f"model {active.version} has seen events after the split"
     elif active is not None:
         contenders["active"] = active
-    nobody = users.withColumn("history", F.lit(None).cast(users.schema["history"].dataType))
-    scores = {"popularity": _score(users, _lists(nobody, candidate, k), candidate, k)}
-    for name, model in contenders.items():
-        scores[name] = _score(users, _lists(users, model, k), model, k)
-    facts = users.select("user_id", "taken", F.col("history").isNull().alias("cold")).toArrow()
-    taken = facts.column("taken").combine_chunks()
-    known = candidate.index_of(taken.flatten().to_numpy())
-    return Judgement(
-        split_us=split_us,
-        users=facts.num_rows,
-        cold=int(np.count_nonzero(facts.column("cold").to_numpy())),
-        taken=len(known),
-        unknown=int(np.count_nonzero(known < 0)),
-        k=k,
-        scores=scores,
-        why_not_active=why_not,
-    )
+    held_out = HeldOut.of(before, after, candidate.definition, config.judge.k)
+    try:
+        scores = {"popularity": held_out.popularity(candidate)}
+        scores |= {name: held_out.score(model) for name, model in contenders.items()}
+        return Judgement(
+            split_us=split_us, k=config.judge.k, scores=scores, why_not_active=why_not, **held_out.facts(candidate)
+        )
+    finally:
+        held_out.done()
 
 
-def _users(before: DataFrame, after: DataFrame, model: Model) -> DataFrame:
-    """Users who took an item after the split that they had never had: user_id, history, seen, taken (item hashes)."""
-    definition = model.definition
-    past = histories(slim(before, definition.types), definition.max_events)
-    later = slim(after, definition.types).groupBy("user_id").agg(F.collect_set("item").alias("later"))
-    joined = later.join(past, "user_id", "left").withColumn(
-        "taken", F.array_except("later", F.coalesce("seen", F.array().cast("array<bigint>")))
-    )
-    return joined.where(F.size("taken") > 0).select("user_id", "history", "seen", "taken").orderBy("user_id").persist()
-
-
-def _lists(users: DataFrame, model: Model, k: int) -> DataFrame:
-    """The model's list of each user, as the stream would make it: user_id, shown (item hashes, best first)."""
-    shipped = ShippedModel.ship(users.sparkSession.sparkContext, model)
-    rows = fold(users, shipped, k, _NOWHERE)
-    return rows.select("user_id", F.transform("items", lambda item: F.xxhash64(item["item_id"])).alias("shown"))
-
-
-def _score(users: DataFrame, lists: DataFrame, model: Model, k: int) -> Score:
-    rows = users.select("user_id", "taken").join(lists, "user_id").orderBy("user_id").select("taken", "shown").toArrow()
-    taken, shown = (rows.column(name).combine_chunks() for name in ("taken", "shown"))
-    hashes, numbers = np.unique(
-        np.concatenate([taken.flatten().to_numpy(), shown.flatten().to_numpy()]), return_inverse=True
-    )
-    wanted, seen = numbers[: len(taken.flatten())], numbers[len(taken.flatten()) :]
-    lengths = shown.value_lengths().to_numpy()
-    ranked = np.full((rows.num_rows, k), -1, dtype=np.int64)
-    place = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    ranked[np.repeat(np.arange(rows.num_rows), lengths), place] = seen
-    indptr = np.concatenate(([0], np.cumsum(taken.value_lengths().to_numpy())))
-    means = ranking_metrics(ranked, indptr, wanted).means()
-    log.debug("%d users, %d items named", rows.num_rows, hashes.size)
-    return Score(**means, coverage=coverage(ranked, len(model.item_ids)))
+def sides(events: DataFrame, split_us: int) -> tuple[DataFrame, DataFrame]:
+    """The events before a moment, and those from it on."""
+    at = F.unix_micros("event_time")
+    return events.where(at < split_us), events.where(at >= split_us)

@@ -34,6 +34,7 @@ __all__ = [
     "RECOMMENDATIONS",
     "STRENGTHS",
     "TABLES",
+    "TRIALS",
     "USER_FACTORS",
     "Position",
     "TableSpec",
@@ -246,6 +247,23 @@ METRICS = TableSpec(
     properties=_APPENDED_EVERY_SECOND,
 )
 
+TRIALS = TableSpec(
+    "trials",
+    _columns(
+        ("study", StringType(), "the search that it belongs to"),
+        ("number", IntegerType(), "its number within the study; 0: the settings as configured"),
+        ("at", TimestampType(), "when it was done"),
+        ("cut_version", LongType(), "Delta version of events that the study reads"),
+        ("split_us", LongType(), "event_time from which on events are held out to score by"),
+        ("until_us", LongType(), "event_time from which on no event is used: they are the judge's"),
+        ("settings", MapType(StringType(), DoubleType()), "what was tried, by key"),
+        ("metric", StringType(), "what the score is"),
+        ("score", DoubleType(), "on the held-out events; null for a trial that failed"),
+        ("seconds", DoubleType(), "training and scoring"),
+        ("failure", StringType(), "why it has no score"),
+    ),
+)
+
 TABLES = (
     EVENTS,
     QUARANTINE,
@@ -255,6 +273,7 @@ TABLES = (
     RECOMMENDATIONS,
     MODELS,
     METRICS,
+    TRIALS,
 )
 
 HISTORY_ITEM = StructType(

@@ -23,6 +23,7 @@ from foldin.judging import Judgement, RejectedModelError, judge_model, split_tim
 from foldin.publishing import Publisher
 from foldin.registry import Model, Registry, assemble
 from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, STRENGTHS, USER_FACTORS, Position
+from foldin.search import search
 from foldin.tables import Tables
 
 __all__ = ["EmptyTrainingCutError", "Trained", "fit", "train"]
@@ -93,6 +94,7 @@ class _Fitted:
     """What `models` is to say of it."""
 
     def done(self) -> None:
+        """Give the cached frames back."""
         for frame in (self.strengths, self.histories, self.users, self.items):
             frame.unpersist()
 
@@ -136,11 +138,12 @@ def _fit(tables: Tables, events: DataFrame, cut: int, config: Config, version: s
     return _Fitted(model, users, items, users_histories, strengths, item_rows, row)
 
 
-def train(tables: Tables, config: Config, *, activate: bool = True, force: bool = False) -> Trained:
+def train(tables: Tables, config: Config, *, activate: bool = True, force: bool = False, tune: bool = False) -> Trained:
     """Judge the settings, train on all of `events`, write factors and lists, register and, by default, activate.
 
     Args:
         force: activate a model that is judged worse than what serves, and write that down.
+        tune: search for settings first, and train with the best; see `foldin.search`.
 
     Raises:
         EmptyTrainingCutError: no event carries a weight.
@@ -151,7 +154,11 @@ def train(tables: Tables, config: Config, *, activate: bool = True, force: bool 
     cut = tables.version(EVENTS)
     events = tables.read(EVENTS, version=cut)
     publisher = Publisher(tables, config.recommend.top_n)
-    judgement = _judgement(tables, events, cut, config, publisher.registry)
+    active = _active(publisher.registry)
+    split = _split(events, config, active)
+    if tune:
+        config = _tuned(tables, events, cut, split, config)
+    judgement = _judgement(tables, events, cut, split, config, active)
     version = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     fitted = _fit(tables, events, cut, config, version)
     row = fitted.row
@@ -186,29 +193,54 @@ def train(tables: Tables, config: Config, *, activate: bool = True, force: bool 
     return trained
 
 
-def _judgement(tables: Tables, events: DataFrame, cut: int, config: Config, registry: Registry) -> Judgement | None:
-    """What held-out events say of the settings; None where there are none to hold out."""
+def _active(registry: Registry) -> Model | None:
     promotion = registry.promotion()
-    active = registry.load(promotion.model_version) if promotion is not None else None
-    split = split_time(events, config.judge.holdout, not_before_us=active.as_of_us if active is not None else None)
-    if split is None:
-        split = split_time(events, config.judge.holdout)
+    return registry.load(promotion.model_version) if promotion is not None else None
+
+
+def _split(events: DataFrame, config: Config, active: Model | None) -> int | None:
+    """From when on events are held out: where that can be, after all that the active model has seen."""
+    split = None
+    if active is not None:
+        split = split_time(events, config.judge.holdout, not_before_us=active.as_of_us)
+    return split if split is not None else split_time(events, config.judge.holdout)
+
+
+def _trial_model(tables: Tables, events: DataFrame, cut: int, config: Config) -> Model:
+    """A model to be looked at, not to serve: nothing of it is written."""
+    fitted = _fit(tables, events, cut, config, "trial")
+    try:
+        return assemble(fitted.item_rows, fitted.row)
+    finally:
+        fitted.done()
+
+
+def _judgement(
+    tables: Tables, events: DataFrame, cut: int, split: int | None, config: Config, active: Model | None
+) -> Judgement | None:
+    """What held-out events say of the settings; None where there are none to hold out."""
     if split is None:
         return None
-
-    def model_of(before: DataFrame) -> Model:
-        fitted = _fit(tables, before, cut, config, "judged")
-        try:
-            return assemble(fitted.item_rows, fitted.row)
-        finally:
-            fitted.done()
-
     try:
-        judgement = judge_model(events, split, model_of, active, config)
+        judgement = judge_model(events, split, lambda before: _trial_model(tables, before, cut, config), active, config)
     except EmptyTrainingCutError:  # all events are of one moment, say
         return None
     log.info("%s", judgement)
     return judgement
+
+
+def _tuned(tables: Tables, events: DataFrame, cut: int, split: int | None, config: Config) -> Config:
+    if split is None:
+        raise EmptyTrainingCutError("nothing to search on: the events table is empty, or all events are of one moment")
+    found = search(tables, config, cut, split, lambda before, tried: _trial_model(tables, before, cut, tried))
+    gain = ""
+    if found.before is not None and found.before.score and found.best.score is not None:
+        gain = f", {found.best.score / found.before.score - 1:+.1%} over the settings as they were"
+    log.info("study %s: NDCG@%d %.4f by trial %d%s; in a configuration file:", found.study.name, config.judge.k,
+             found.best.score, found.best.number, gain)  # fmt: skip
+    for key, value in found.best.settings.items():
+        log.info("    %s = %s", key, f"{value:.6g}")
+    return found.config
 
 
 def _item_rows(model: ALSModel, items: DataFrame, events: DataFrame, strengths: DataFrame, version: str) -> DataFrame:
