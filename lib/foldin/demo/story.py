@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from foldin.config import Config
+from foldin.demo.lifecycle import show_lifecycle
 from foldin.demo.staging import Staged, fitting_mapping, stage
 from foldin.demo.synthetic import CONVERT, NEWCOMER, SIZES, SyntheticLog
 from foldin.errors import AccountingError, ConfigError, FoldinError
@@ -184,6 +185,7 @@ def run_demo(
         say(f"{newcomer} was never seen before: {_events_of(tables, newcomer, 5)}; first list after {seconds:.1f} s")
         _show_lists(before, after)
         demo.settle(known)
+        show_lifecycle(tables, config, say)
     _account(tables, demo.landed, say)
     say(f"the tables lie in {tables.root}, Spark's own log is {folder / 'spark.log'}. Read them in one line:")
     read = f'from foldin.reading import *; latest_recommendations(open_tables("{tables.root}")).show()'
