@@ -10,7 +10,7 @@ import pytest
 from pyspark.sql import functions as F
 
 from foldin.adoption import bring_into_force, last_adopted
-from foldin.errors import FoldinError
+from foldin.errors import FoldinError, RejectedModelError
 from foldin.fold_in import FoldIn
 from foldin.publishing import Publisher
 from foldin.registry import PromotionConflictError, Registry
@@ -129,6 +129,40 @@ def test_a_candidate_whose_item_factors_are_incomplete_is_refused_with_the_reaso
     assert Registry(folded).active_version() == before
     assert statuses(folded, candidate) == ["candidate", "requested", "refused"]
     assert "rows of item factors" in Registry(folded).why_not(candidate)
+
+
+def test_of_two_trainings_at_once_the_one_that_has_seen_less_stays_a_candidate(folded, config, candidate):
+    newer = train(folded, config).model_version
+    with pytest.raises(RejectedModelError, match=f"{candidate} stays a candidate: it is older than {newer}"):
+        bring_into_force(folded, config, candidate, reason="trained", newer=True)
+    assert_whole(folded, newer)
+    assert statuses(folded, candidate) == ["candidate", "refused"]
+    assert f"it is older than {newer}" in Registry(folded).why_not(candidate)
+    bring_into_force(folded, config, candidate, reason="rollback")  # asked for by hand, it is what is wanted
+    assert_whole(folded, candidate)
+
+
+def test_of_two_promoters_at_once_one_is_told(folded, config, candidate):
+    other = train(folded, config, activate=False).model_version
+    together, errors = threading.Barrier(2), []
+
+    def promote(version: str) -> None:
+        together.wait()
+        try:
+            bring_into_force(folded, config, version, reason="test")
+        except PromotionConflictError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=promote, args=(version,)) for version in (candidate, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    active = Registry(folded).active_version()
+    assert_whole(folded, active)
+    promoted = folded.read(MODELS).where("status = 'active'").count() - 1
+    assert promoted + len(errors) == 2
+    assert all("was taken by somebody else" in error for error in errors)
 
 
 def test_a_request_that_is_overtaken_is_no_request_any_more(folded, config, candidate):

@@ -8,8 +8,8 @@ import math
 import pytest
 from pyspark.sql import functions as F
 
-from foldin.errors import FoldinError
-from foldin.judging import Judgement, RejectedModelError, Score, judge_model, split_time
+from foldin.errors import FoldinError, RejectedModelError
+from foldin.judging import Judgement, Score, judge_model, split_time
 from foldin.lineage import lineage, render_lineage
 from foldin.registry import Registry
 from foldin.schemas import EVENTS, MODELS

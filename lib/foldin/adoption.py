@@ -18,7 +18,7 @@ from types import TracebackType
 
 from foldin.checkpoints import Checkpoint
 from foldin.config import Config
-from foldin.errors import FoldinError, MissingModelError, reason_of
+from foldin.errors import FoldinError, MissingModelError, RejectedModelError, reason_of
 from foldin.leases import holder_of
 from foldin.publishing import Publisher
 from foldin.registry import Promotion, PromotionConflictError, State
@@ -50,23 +50,34 @@ def last_adopted(checkpoint: Checkpoint) -> Adopted | None:
     return Adopted(data["model_version"], Position(*data["position"]))
 
 
-def bring_into_force(tables: Tables, config: Config, model_version: str, *, reason: str, wait: float = 0.0) -> bool:
+def bring_into_force(
+    tables: Tables, config: Config, model_version: str, *, reason: str, wait: float = 0.0, newer: bool = False
+) -> bool:
     """Promote a version, or have the running stream do so; True once it is in force.
 
     Args:
         wait: seconds to wait for the stream; it goes on beyond them.
+        newer: refuse a version that has seen less of `events` than the one in force: of two trainings at once, the one
+            that began first may end last.
 
     Raises:
+        RejectedModelError: the version is older than the one in force, and must not be.
         FoldinError: the stream refused it (the message says why).
         MissingModelError: there is no such version, or it is retired.
         PromotionConflictError: somebody else promoted, asked or retired at the same moment.
     """
     publisher = Publisher(tables, config.recommend.top_n)
+    before = publisher.registry.read()
+    if newer and publisher.registry.is_older(model_version, before):
+        assert before.promotion is not None
+        why = f"it is older than {before.promotion.model_version}, which is active"
+        publisher.registry.refuse(model_version, reason=why, expected=before)
+        raise RejectedModelError(f"model {model_version} stays a candidate: {why}")
     holder = holder_of(Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in")))
     if holder is None or not holder.remaining():
-        publisher.activate(model_version, reason=reason)
+        publisher.activate(model_version, reason=reason, expected=before)
         return True
-    publisher.registry.ask_for(model_version, reason=reason)
+    publisher.registry.ask_for(model_version, reason=reason, expected=before)
     log.info("asked the stream (%s) to adopt model %s", holder, model_version)
     deadline = time.monotonic() + wait
     while publisher.registry.state().asked == model_version:

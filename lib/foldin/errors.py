@@ -35,6 +35,12 @@ class FoldinError(Exception):
     exit_code: ClassVar[int] = 1
 
 
+class RejectedModelError(FoldinError):
+    """A candidate must not serve: it is worse than what does by more than `judge.margin`, or older."""
+
+    exit_code: ClassVar[int] = 10
+
+
 class PrerequisiteError(FoldinError):
     """Python or Java is missing or of a version that Spark cannot use."""
 

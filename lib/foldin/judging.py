@@ -20,7 +20,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from foldin.config import Config
-from foldin.errors import FoldinError
 from foldin.folding import fold
 from foldin.histories import HistoryDefinition, histories, slim
 from foldin.kernels.metrics import coverage, ranking_metrics
@@ -28,15 +27,9 @@ from foldin.registry import Model
 from foldin.schemas import Position
 from foldin.shipping import ShippedModel
 
-__all__ = ["HeldOut", "Judgement", "RejectedModelError", "Score", "judge_model", "sides", "split_time"]
+__all__ = ["HeldOut", "Judgement", "Score", "judge_model", "sides", "split_time"]
 
 _NOWHERE = Position(0)  # lists of a judgement are compared, never published
-
-
-class RejectedModelError(FoldinError):
-    """A candidate is worse than what serves by more than `judge.margin`: it stays a candidate."""
-
-    exit_code = 10
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from foldin.commits import Attempt
 from foldin.folding import fold
 from foldin.histories import histories, slim
-from foldin.registry import Model, Promotion, Registry
+from foldin.registry import Model, Promotion, Registry, State
 from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position, TableSpec
 from foldin.shipping import ShippedModel
 from foldin.tables import Tables
@@ -120,13 +120,16 @@ class Publisher:
         users = self.histories_at(self.model(model_version), until.last_version, touched)
         return self.publish(users, model_version, until, attempt)
 
-    def activate(self, model_version: str, *, reason: str) -> Promotion:
+    def activate(self, model_version: str, *, reason: str, expected: State | None = None) -> Promotion:
         """Without a stream: refold who has events after the training cut, then make the version active.
+
+        Args:
+            expected: where `models` stood when this was decided; by default, where it stands now.
 
         Raises:
             PromotionConflictError: another promotion came first.
         """
-        expected = self.registry.read()
+        expected = expected or self.registry.read()
         until = Position.after(self.tables.version(EVENTS))
         count = self.catch_up(model_version, self.model(model_version).cut, until)
         log.info("caught up to %s: %d users refolded", until, count)

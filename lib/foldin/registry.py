@@ -193,19 +193,29 @@ class Registry:
             found[row["model_version"]] = Standing(row["model_version"], status, cut, sequence)
         return list(found.values())
 
-    def ask_for(self, model_version: str, *, reason: str) -> None:
+    def ask_for(self, model_version: str, *, reason: str, expected: State | None = None) -> None:
         """Ask whoever runs the stream to adopt a version. The request stands while its row is the last in sequence.
+
+        Args:
+            expected: where `models` stood when this was decided; by default, where it stands now.
 
         Raises:
             MissingModelError: there is no such version, or it is retired.
             PromotionConflictError: somebody else asked, promoted or retired at the same moment.
         """
-        expected = self.read()
+        expected = expected or self.read()
         self.row(model_version)
         self._take_turn({"model_version": model_version, "status": "requested", "reason": reason}, expected)
 
+    def is_older(self, model_version: str, state: State) -> bool:
+        """Whether the version was trained on an earlier cut of `events` than the one in force."""
+        if state.promotion is None:
+            return False
+        mine, active = (self.row(version)["cut_version"] for version in (model_version, state.promotion.model_version))
+        return bool(mine < active)
+
     def refuse(self, model_version: str, *, reason: str, expected: State) -> None:
-        """Say why a requested version is not adopted.
+        """Say why a version does not come into force.
 
         Raises:
             PromotionConflictError: somebody else asked, promoted or retired at the same moment.

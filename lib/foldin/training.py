@@ -17,9 +17,9 @@ from pyspark.sql import functions as F
 import foldin
 from foldin.adoption import bring_into_force
 from foldin.config import Config
-from foldin.errors import FoldinError
+from foldin.errors import FoldinError, RejectedModelError
 from foldin.histories import HistoryDefinition, histories, slim, user_strengths
-from foldin.judging import Judgement, RejectedModelError, judge_model, split_time
+from foldin.judging import Judgement, judge_model, split_time
 from foldin.publishing import Publisher
 from foldin.registry import Model, Registry, assemble
 from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, STRENGTHS, USER_FACTORS, Position
@@ -189,7 +189,7 @@ def train(tables: Tables, config: Config, *, activate: bool = True, force: bool 
     if worse and not force:
         raise RejectedModelError(f"model {version} stays a candidate: {worse}")
     reason = f"forced, although its {worse}" if worse else "trained"
-    bring_into_force(tables, config, version, reason=reason, wait=config.train.adoption_minutes * 60)
+    bring_into_force(tables, config, version, reason=reason, wait=config.train.adoption_minutes * 60, newer=True)
     return trained
 
 

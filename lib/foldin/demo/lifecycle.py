@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from foldin.adoption import bring_into_force
 from foldin.config import Config
-from foldin.errors import FoldinError
-from foldin.judging import RejectedModelError
+from foldin.errors import FoldinError, RejectedModelError
 from foldin.lineage import lineage, render_lineage
 from foldin.registry import Registry
 from foldin.tables import Tables
