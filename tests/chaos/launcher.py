@@ -4,8 +4,9 @@
 
 The process dies when it comes to the boundary that ARM_FILE names, and renames the file to ARM_FILE.fired first:
 "begin batch", "before append TABLE", "after append TABLE", "only append TABLE" (its twin, which is written at the same
-time, is held back), "before write FOLDER", "after write FOLDER" (of the checkpoint: pins, accounts), "end batch" (all
-is written, Spark has not yet committed the batch).
+time, is held back), "before write FOLDER", "after write FOLDER" (of the checkpoint: pins, accounts, adopted), "end
+batch" (all is written, Spark has not yet committed the batch). An append of a training is "train TABLE"; of a model's coming
+into force there are "ask", "catch up" and "promote".
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from foldin.fold_in import Checkpoint
+from foldin.publishing import Publisher
+from foldin.registry import Registry
 from foldin.streaming import GracefulStop
 from foldin.tables import Tables
 
@@ -59,12 +62,12 @@ def around(function: Callable[..., Any], name: Callable[..., str | None]) -> Cal
 
 
 def append_name(_tables: Any, _rows: Any, spec: Any, _transaction: Any = None, *, metadata: Any = None) -> str | None:
-    return f"append {spec.name}" if metadata is not None else None  # only a batch's own commits say whose they are
+    # Only a batch's own commits say whose they are.
+    return f"append {spec.name}" if metadata is not None else f"train {spec.name}"
 
 
 def write_name(_checkpoint: Any, name: str, _text: Any, **_: Any) -> str | None:
-    folder, slash, _ = name.partition("/")
-    return f"write {folder}" if slash else None
+    return f"write {name.partition('/')[0]}"
 
 
 def batches(wrap: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,6 +85,9 @@ def batches(wrap: Callable[..., Any]) -> Callable[..., Any]:
 
 
 Tables.append = around(Tables.append, append_name)  # type: ignore[method-assign]
+Registry.ask_for = around(Registry.ask_for, lambda *_, **__: "ask")  # type: ignore[method-assign]
+Registry.promote = around(Registry.promote, lambda *_, **__: "promote")  # type: ignore[method-assign]
+Publisher.catch_up = around(Publisher.catch_up, lambda *_, **__: "catch up")  # type: ignore[method-assign]
 Checkpoint.write = around(Checkpoint.write, write_name)  # type: ignore[method-assign]
 GracefulStop.wrap = batches(GracefulStop.wrap)  # type: ignore[method-assign]
 
