@@ -5,8 +5,8 @@
 The process dies when it comes to the boundary that ARM_FILE names, and renames the file to ARM_FILE.fired first:
 "begin batch", "before append TABLE", "after append TABLE", "only append TABLE" (its twin, which is written at the same
 time, is held back), "before write FOLDER", "after write FOLDER" (of the checkpoint: pins, accounts, adopted), "end
-batch" (all is written, Spark has not yet committed the batch). An append of a training is "train TABLE"; of a model's coming
-into force there are "ask", "catch up" and "promote".
+batch" (all is written, Spark has not yet committed the batch). An append of a training is "train TABLE"; of a model
+that comes into force there are "ask", "catch up" and "promote".
 """
 
 from __future__ import annotations
