@@ -12,9 +12,11 @@ def nightly(job: Job) -> None:
     trained = train(
         job.tables, job.config, activate=job.options.activate, force=job.options.force, tune=job.options.search
     )
+    waits = " (the stream is still adopting it)" if job.options.activate else ""
+    state = "active" if trained.active else f"candidate{waits}"
     print(
         f"model {trained.model_version}: {trained.events:,} events, {trained.users:,} users, {trained.items:,} items, "
-        f"parity {trained.parity:.1e}, {trained.seconds:.1f} s, {'active' if job.options.activate else 'candidate'}"
+        f"parity {trained.parity:.1e}, {trained.seconds:.1f} s, {state}"
     )
 
 

@@ -10,11 +10,11 @@ import pytest
 from pyspark.sql import functions as F
 
 from foldin.adoption import bring_into_force, last_adopted
-from foldin.errors import FoldinError, RejectedModelError
+from foldin.errors import FoldinError, RejectedModelError, StateMismatchError
 from foldin.fold_in import FoldIn
 from foldin.publishing import Publisher
 from foldin.registry import PromotionConflictError, Registry
-from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, USER_FACTORS, Position
+from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, USER_FACTORS, Position
 from foldin.streaming import GracefulStop
 from foldin.training import train
 from world import assert_same_vectors, bought, fold_once, latest_lists, latest_vectors, vectors
@@ -60,7 +60,11 @@ def test_a_model_that_is_asked_for_is_adopted_by_the_stream_without_an_event(fol
 
 
 def test_after_an_adoption_a_batch_folds_its_own_users_and_no_others(folded, config, candidate, events_frame):
-    Registry(folded).ask_for(candidate, reason="test")
+    registry = Registry(folded)
+    expected, caught_up = registry.read(), Position.after(folded.version(EVENTS))
+    folded.append(events_frame(bought("a", "u5", "i0")), EVENTS)
+    fold_once(folded, config)
+    registry.promote(candidate, caught_up, reason="test", expected=expected)  # u5 is not caught up with
     fold_once(folded, config)
     folded.append(events_frame(bought("b", "u3", "i1")), EVENTS)
     assert fold_once(folded, config) == 1
@@ -113,11 +117,6 @@ def test_killed_at_any_step_the_adoption_is_finished_by_the_next_start(
     folded.append(events_frame(bought("b", "u3", "i1")), EVENTS)
     fold_once(folded, config)
     assert_whole(folded, candidate)
-    for spec in (USER_FACTORS, RECOMMENDATIONS):
-        assert {row[0] for row in folded.read(spec).select("model_version").distinct().collect()} <= {
-            candidate,
-            *(row["model_version"] for row in folded.read(MODELS).collect()),
-        }
 
 
 def test_a_candidate_whose_item_factors_are_incomplete_is_refused_with_the_reason(folded, config, candidate):
@@ -142,27 +141,87 @@ def test_of_two_trainings_at_once_the_one_that_has_seen_less_stays_a_candidate(f
     assert_whole(folded, candidate)
 
 
-def test_of_two_promoters_at_once_one_is_told(folded, config, candidate):
+def test_of_two_promoters_at_once_one_is_told(folded, config, candidate, monkeypatch):
     other = train(folded, config, activate=False).model_version
-    together, errors = threading.Barrier(2), []
+    together, errors, original = threading.Barrier(2), [], Publisher.catch_up
+
+    def both(*args, **kwargs):
+        if not together.broken:
+            together.wait(60)
+            together.abort()
+        return original(*args, **kwargs)
 
     def promote(version: str) -> None:
-        together.wait()
         try:
             bring_into_force(folded, config, version, reason="test")
         except PromotionConflictError as error:
             errors.append(str(error))
 
+    monkeypatch.setattr(Publisher, "catch_up", both)
     threads = [threading.Thread(target=promote, args=(version,)) for version in (candidate, other)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    active = Registry(folded).active_version()
-    assert_whole(folded, active)
-    promoted = folded.read(MODELS).where("status = 'active'").count() - 1
-    assert promoted + len(errors) == 2
-    assert all("was taken by somebody else" in error for error in errors)
+    assert folded.read(MODELS).where("status = 'active'").count() == 1 + 1
+    assert len(errors) == 1
+    assert "was taken by somebody else" in errors[0]
+    assert_whole(folded, Registry(folded).active_version())
+
+
+def test_what_a_stream_folded_and_left_while_a_batch_job_caught_up_is_refolded(
+    folded, config, candidate, events_frame, monkeypatch
+):
+    original = Registry.promote
+
+    def late(*args, **kwargs):
+        monkeypatch.undo()
+        folded.append(events_frame(bought("c+1", "u5", "i0")), EVENTS)
+        fold_once(folded, config)  # under the model before; then it ends
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(Registry, "promote", late)
+    bring_into_force(folded, config, candidate, reason="test")
+    assert_whole(folded, candidate)
+
+
+def test_a_model_that_the_state_cannot_serve_is_refused_and_the_stream_goes_on(
+    folded, config, make_config, candidate, events_frame
+):
+    before = Registry(folded).active_version()
+    wide = train(folded, make_config("history.max_events_per_user=1000"), activate=False).model_version
+    Registry(folded).ask_for(wide, reason="test")
+    fold_once(folded, config)
+    assert statuses(folded, wide) == ["candidate", "requested", "refused"]
+    assert "1000" in Registry(folded).why_not(wide)
+    # Promoted by somebody who has no stream, it stops the stream; nothing of it is written down, so one can go back.
+    Publisher(folded, 3).activate(wide, reason="test")
+    folded.append(events_frame(bought("b", "u3", "i1")), EVENTS)
+    with pytest.raises(StateMismatchError, match="histories of 1000 events"):
+        fold_once(folded, config)
+    bring_into_force(folded, config, before, reason="rollback")
+    fold_once(folded, config)
+    assert_whole(folded, before)
+
+
+def test_an_older_training_does_not_push_aside_a_newer_one_that_is_asked_for(folded, config, candidate):
+    newer = train(folded, config, activate=False).model_version
+    registry = Registry(folded)
+    registry.ask_for(newer, reason="trained")
+    with pytest.raises(RejectedModelError, match=f"older than {newer}, which is asked for"):
+        bring_into_force(folded, config, candidate, reason="trained", newer=True)
+    assert registry.read().asked == newer
+    fold_once(folded, config)
+    assert_whole(folded, newer)
+
+
+def test_when_the_stream_has_gone_who_asked_it_does_the_work(folded, config, candidate, monkeypatch):
+    runs = iter([True, True, False])
+    monkeypatch.setattr("foldin.adoption._stream_runs", lambda checkpoint: next(runs))
+    monkeypatch.setattr("foldin.adoption.holder_of", lambda checkpoint: "a process that ends")
+    assert bring_into_force(folded, config, candidate, reason="test", wait=60)
+    assert statuses(folded, candidate) == ["candidate", "requested", "active"]
+    assert_whole(folded, candidate)
 
 
 def test_a_request_that_is_overtaken_is_no_request_any_more(folded, config, candidate):

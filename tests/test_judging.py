@@ -12,8 +12,8 @@ from foldin.errors import FoldinError, RejectedModelError
 from foldin.judging import Judgement, Score, judge_model, split_time
 from foldin.lineage import lineage, render_lineage
 from foldin.registry import Registry
-from foldin.schemas import EVENTS, MODELS
-from foldin.training import train
+from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS
+from foldin.training import _trial_model, train
 from world import ITEMS, bought
 
 
@@ -41,7 +41,7 @@ def test_what_is_held_out_is_judged_by_those_who_took_it_cold_users_and_unknown_
     row = tastes.read(MODELS).where((F.col("model_version") == version) & F.col("rank").isNotNull()).first()
     judged = json.loads(row["judgement"])
     assert (judged["users"], judged["cold"], judged["taken"], judged["unknown"]) == (41, 1, 42, 1)
-    assert judged["why_not_active"] == "no model is active"
+    assert judged["remark"] == "no model is active, or it cannot be read"
     candidate, popular = judged["scores"]["candidate"], judged["scores"]["popularity"]
     assert candidate["ndcg"] > popular["ndcg"]  # the tastes are there to be found
     assert row["events"] == tastes.read(EVENTS).count()  # what serves is trained on all of them
@@ -54,7 +54,7 @@ def test_the_split_comes_after_all_that_the_active_model_has_seen(tastes, make_c
     tastes.append(events_frame(*rows), EVENTS)
     train(tastes, config)
     judged = lineage(tastes)[0].judgement
-    assert judged["why_not_active"] == ""
+    assert judged["remark"] == ""
     assert judged["split_us"] > Registry(tastes).load(first).as_of_us
     assert judged["users"] == 40
     assert judged["scores"]["active"]["ndcg"] == pytest.approx(judged["scores"]["candidate"]["ndcg"], abs=0.05)
@@ -65,8 +65,43 @@ def test_an_active_model_that_has_seen_the_events_is_not_judged_on_them(tastes, 
     train(tastes, config)
     train(tastes, config)  # nothing has come since
     judged = lineage(tastes)[0].judgement
-    assert "has seen events after the split" in judged["why_not_active"]
+    assert "has seen the held-out events, and was trained with the same settings" in judged["remark"]
     assert "active" not in judged["scores"]
+
+
+def test_a_model_with_the_active_ones_settings_stands_for_it_where_it_has_seen_the_events(tastes, make_config):
+    sets = ("judge.k=5", "judge.least_users=10", "judge.holdout=0.25")
+    first = train(tastes, make_config(*sets)).model_version
+    with pytest.raises(RejectedModelError, match=r"worse than that of active"):
+        train(tastes, make_config(*sets, "train.reg_param=1000.0", "train.alpha=0.0001"))  # nothing has come since
+    judged = lineage(tastes)[0].judgement
+    assert judged["remark"] == f"{first} has seen the held-out events: a model with its settings stands for it"
+    assert judged["scores"]["active"] == lineage(tastes)[1].judgement["scores"]["candidate"]
+
+
+def test_few_events_after_the_active_models_cut_do_not_open_the_gate(tastes, make_config, events_frame):
+    sets = ("judge.k=5", "judge.least_users=10", "judge.holdout=0.25")
+    train(tastes, make_config(*sets))
+    tastes.append(events_frame(bought("one", "u1", ITEMS[0], day(26))), EVENTS)
+    with pytest.raises(RejectedModelError):
+        train(tastes, make_config(*sets, "train.reg_param=1000.0", "train.alpha=0.0001"))
+
+
+def test_models_of_other_event_types_are_not_compared(tastes, make_config):
+    sets = ("judge.k=5", "judge.least_users=10", "judge.holdout=0.25")
+    train(tastes, make_config(*sets))
+    train(tastes, make_config(*sets, "events.weights={ gift = 2.0, purchase = 1.0 }", "events.value_required=[]"))
+    judged = lineage(tastes)[0].judgement
+    assert "was trained on other event types" in judged["remark"]
+    assert set(judged["scores"]) == {"candidate", "popularity"}
+
+
+def test_an_active_model_whose_factors_are_damaged_can_be_replaced(tastes, make_config):
+    config = make_config("judge.k=5", "judge.least_users=10")
+    first = train(tastes, config).model_version
+    tastes.spark.sql(f"delete from {tastes.name(ITEM_FACTORS)} where model_version = '{first}' and item_id = 'i0'")
+    second = train(tastes, config).model_version
+    assert Registry(tastes).active_version() == second
 
 
 def test_a_candidate_that_is_worse_stays_one_with_the_reason_and_force_is_recorded(tastes, make_config, events_frame):
@@ -90,19 +125,20 @@ def test_a_candidate_that_is_worse_stays_one_with_the_reason_and_force_is_record
 
 
 def test_a_planted_leak_is_seen(tastes, make_config):
-    """Trained on what is held out too, the model scores far better: so the score does depend on what is seen."""
+    """A model that was trained on what is held out scores better: so what a score says depends on what is kept away."""
     config = make_config("judge.k=5", "judge.holdout=0.25")
     events = tastes.read(EVENTS)
     split = split_time(events, 0.25)
-    from foldin.training import _fit, assemble
+
+    def leaking(before):
+        return _trial_model(tastes, events, 1, config)
 
     def honest(before):
         assert before.agg(F.unix_micros(F.max("event_time"))).first()[0] < split
-        fitted = _fit(tastes, before, 1, config, "judged")
-        return assemble(fitted.item_rows, fitted.row)
+        return _trial_model(tastes, before, 1, config)
 
-    judged = judge_model(events, split, honest, None, config)
-    assert judged.scores["candidate"].ndcg < 1
+    judged = judge_model(events, split, {"candidate": honest, "leaking": leaking}, config)
+    assert judged.scores["leaking"].ndcg > judged.scores["candidate"].ndcg + 0.05
     assert not math.isnan(judged.scores["candidate"].ndcg)
 
 

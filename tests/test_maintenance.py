@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pyspark.sql.types import StructType
 from foldin.compaction import compact
 from foldin.errors import MissingModelError, StateMismatchError
 from foldin.fold_in import FoldIn
-from foldin.maintenance import maintain, retention_hours, upgrade
+from foldin.maintenance import maintain, retention_hours
 from foldin.publishing import Publisher
 from foldin.registry import PromotionConflictError, Registry
 from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, USER_FACTORS, Position
@@ -33,6 +34,8 @@ def test_old_models_are_retired_whole_and_the_others_serve_as_before(folded, mak
     second = train(folded, config).model_version
     beside = train(folded, config, activate=False).model_version  # as old as the second, never served
     third = train(folded, config).model_version
+    folded.append(events_frame(bought("moves the pin", "u1", "i0")), EVENTS)
+    fold_once(folded, config)
     before = latest_lists(folded)
     assert set(maintain(folded, config).retired) == {first}
     for spec in (ITEM_FACTORS, USER_FACTORS, RECOMMENDATIONS):
@@ -86,23 +89,42 @@ def test_the_model_that_the_streams_last_batch_had_pinned_is_kept(folded, make_c
     assert pinned in versions_in(folded, ITEM_FACTORS)
 
 
-def test_vacuum_spares_what_a_commit_of_the_log_added(folded, config, events_frame):
+def aged(folder: Path, hours: float) -> None:
+    """All data files, and what the log says of merges, as if they were so old."""
+    then = time.time() - hours * 3600
+    for file in folder.glob("**/*.parquet"):
+        os.utime(file, (then, then))
+    for file in (folder / "_delta_log").glob("*.json"):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines:
+            if "remove" in line:
+                line["remove"]["deletionTimestamp"] = int(then * 1000)
+            if "commitInfo" in line:
+                line["commitInfo"]["timestamp"] = int(then * 1000)
+                line["commitInfo"].pop("inCommitTimestamp", None)
+        file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+        (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
+        os.utime(file, (then, then))
+
+
+def test_vacuum_spares_what_a_commit_of_the_log_added_and_deletes_what_none_did(
+    folded, config, events_frame, spark, tmp_path
+):
     for k in range(3):
         folded.append(events_frame(bought(f"x{k}", "u1", ITEMS[k])), EVENTS)
+    folder = Path(folded.path(EVENTS.name))
     compact(folded, EVENTS)
-    log = Path(folded.path(EVENTS.name), "_delta_log")
-    oldest = log / f"{0:020d}.json"
-    lines = [json.loads(line) for line in oldest.read_text().splitlines()]
-    for line in lines:
-        if "commitInfo" in line:
-            line["commitInfo"]["timestamp"] = int((time.time() - 50 * 3600) * 1000)
-    oldest.write_text("\n".join(map(json.dumps, lines)) + "\n")
-    (log / f".{oldest.name}.crc").unlink(missing_ok=True)
-    assert retention_hours(folded, EVENTS) == 51 + 1
+    (folder / "part-of-a-writer-that-died.parquet").write_bytes(b"PAR1")
+    aged(folder, 30)
+    spark.sql(f"describe history delta.`{folder}`").collect()
+    assert 31 <= retention_hours(folded, EVENTS) <= 32
     assert retention_hours(folded, MODELS) == 24
     maintain(folded, config)
-    assert fold_once(folded, config) == 1  # from the files that the merge had replaced
-    assert {f.stem for f in log.glob("*.json")} >= {f"{k:020d}" for k in range(4)}
+    assert fold_once(folded, config) == 1  # from the files that the merge had replaced 30 hours ago
+    aged(folder, 60)
+    (folder / "_delta_log" / "x").unlink(missing_ok=True)
+    maintain(folded, config)
+    assert not (folder / "part-of-a-writer-that-died.parquet").exists()
 
 
 def older(spec, *without: str):
@@ -116,10 +138,10 @@ def test_a_table_of_an_older_foldin_gets_its_new_columns_and_keeps_its_rows(spar
     old = "'a' event_id, 'u' user_id, 'i' item_id, 'view' event_type, timestamp'2024-01-01' event_time, "
     old += "timestamp'2024-01-01' ingested_at, date'2024-01-01' ingest_date"
     spark.sql(f"select {old}").write.format("delta").mode("append").save(tables.path("events"))
-    given = upgrade(tables, EVENTS)
+    given = tables.upgrade(EVENTS)
     assert given[:2] == ["events.value", "events.source_file"]
     assert "events.delta.enableChangeDataFeed" in given
-    assert upgrade(tables, EVENTS) == []
+    assert tables.upgrade(EVENTS) == []
     tables.append(spark.sql(f"select {old}, 2.0D value, 'f' source_file"), EVENTS)
     rows = tables.read(EVENTS).select("event_id", "value", "source_file").collect()
     assert {tuple(row) for row in rows} == {("a", None, None), ("a", 2.0, "f")}
@@ -132,4 +154,4 @@ def test_a_column_of_another_type_is_refused_by_name(spark, tmp_path):
     tables = Tables(spark, str(tmp_path / "tables"))
     spark.sql("select 'a' model_version, 'one' sequence").write.format("delta").save(tables.path("models"))
     with pytest.raises(StateMismatchError, match=r"^models\.sequence is string, but this foldin needs bigint"):
-        upgrade(tables, MODELS)
+        tables.upgrade(MODELS)

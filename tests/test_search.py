@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import uuid
 
 import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
+from foldin.config import load_config
 from foldin.errors import FoldinError
 from foldin.histories import HistoryDefinition
 from foldin.lineage import lineage
 from foldin.registry import Model, assemble
 from foldin.schemas import EVENTS, ITEM_FACTORS, TRIALS
-from foldin.search import apply, configured, search
+from foldin.search import apply, as_toml, configured, search
 from foldin.training import train
 from world import ITEMS, bought
 
@@ -60,8 +62,8 @@ class Trainer:
         return assemble(
             frame,
             {
-                "model_version": "trial", "items": 12, "rank": rank, "reg_param": config.train.reg_param,
-                "alpha": config.train.alpha, "mode": config.train.mode, "nonnegative": False,
+                "model_version": f"trial-{uuid.uuid4().hex}", "items": 12, "rank": rank,
+                "reg_param": config.train.reg_param, "alpha": config.train.alpha, "mode": config.train.mode, "nonnegative": False,
                 "history": HistoryDefinition.of(config).to_json(), "as_of_us": self.latest, "cut_version": 1,
             },
         )  # fmt: skip
@@ -160,6 +162,42 @@ def test_a_minute_that_is_over_begins_no_trial(log, spark, make_config):
     tables, until = log
     with pytest.raises(FoldinError, match="no trial fits into the budget"):
         search(tables, make_config(*SMALL, "search.minutes=1e-9"), 1, until, Trainer(spark))
+
+
+def test_a_second_search_on_the_same_events_is_a_study_of_its_own(log, spark, make_config):
+    tables, until = log
+    config = make_config(*SMALL, "search.trials=2")
+    first, second = (search(tables, config, 1, until, Trainer(spark)) for _ in range(2))
+    assert first.study.name != second.study.name
+    assert tables.read(TRIALS).groupBy("study").count().where("count = 2").count() == 2
+
+
+def test_a_study_that_has_seen_what_the_judge_holds_out_today_is_not_gone_on_with(log, spark, make_config):
+    tables, until = log
+    first = search(tables, make_config(*SMALL, "search.trials=2"), 1, until, Trainer(spark))
+    earlier = until - 5 * 86_400_000_000
+    second = search(tables, make_config(*SMALL, "search.trials=3"), 1, earlier, trainer := Trainer(spark))
+    assert second.study.name != first.study.name
+    assert trainer.latest < second.study.split_us < earlier
+
+
+def test_a_number_whose_trial_was_lost_is_tried_again_first(log, spark, make_config):
+    tables, until = log
+    config = make_config(*SMALL, "search.trials=3")
+    search(tables, config, 1, until, Trainer(spark))
+    tables.spark.sql(f"delete from {tables.name(TRIALS)} where number = 0")
+    found = search(tables, config, 1, until, trainer := Trainer(spark))
+    assert trainer.asked == [configured(config)]
+    assert found.before.settings == configured(config)
+
+
+def test_the_lines_for_a_configuration_file_say_what_was_found(make_config, tmp_path):
+    config = apply(make_config(), configured(make_config()) | {"train.alpha": 7.5, "events.weights.view": 0.25})
+    file = tmp_path / "found.toml"
+    file.write_text("\n".join(as_toml(config)))
+    read = load_config(file)
+    assert read.events.weights == config.events.weights
+    assert (read.train.alpha, read.train.rank) == (7.5, config.train.rank)
 
 
 def test_settings_are_read_and_applied(make_config):

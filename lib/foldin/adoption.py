@@ -13,15 +13,16 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from foldin.checkpoints import Checkpoint
 from foldin.config import Config
-from foldin.errors import FoldinError, MissingModelError, RejectedModelError, reason_of
+from foldin.errors import FoldinError, MissingModelError, RejectedModelError, StateMismatchError, reason_of
 from foldin.leases import holder_of
 from foldin.publishing import Publisher
-from foldin.registry import Promotion, PromotionConflictError, State
+from foldin.registry import Model, Promotion, PromotionConflictError, State
 from foldin.schemas import Position
 from foldin.tables import Tables
 
@@ -31,6 +32,7 @@ log = logging.getLogger("foldin.adopt")
 
 _FILE = "adopted"
 _TICK = 0.5  # seconds between two looks at `models`: each is one look at a file name
+_LONGEST = 60.0  # between two attempts that fail: each may refold many users
 
 
 @dataclass(frozen=True)
@@ -57,37 +59,44 @@ def bring_into_force(
 
     Args:
         wait: seconds to wait for the stream; it goes on beyond them.
-        newer: refuse a version that has seen less of `events` than the one in force: of two trainings at once, the one
-            that began first may end last.
+        newer: refuse a version that has seen less of `events` than the one in force or asked for: of two trainings at
+            once, the one that began first may end last.
 
     Raises:
-        RejectedModelError: the version is older than the one in force, and must not be.
+        RejectedModelError: a newer version is in force, or asked for.
         FoldinError: the stream refused it (the message says why).
         MissingModelError: there is no such version, or it is retired.
         PromotionConflictError: somebody else promoted, asked or retired at the same moment.
     """
     publisher = Publisher(tables, config.recommend.top_n)
-    before = publisher.registry.read()
-    if newer and publisher.registry.is_older(model_version, before):
-        assert before.promotion is not None
-        why = f"it is older than {before.promotion.model_version}, which is active"
-        publisher.registry.refuse(model_version, reason=why, expected=before)
+    registry, checkpoint = publisher.registry, Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in"))
+    before = registry.read()
+    if newer and (other := registry.newer_than(model_version, before)) is not None:
+        why = f"it is older than {other}, which is {'asked for' if other == before.asked else 'active'}"
+        registry.refuse(model_version, reason=why, expected=before)
         raise RejectedModelError(f"model {model_version} stays a candidate: {why}")
-    holder = holder_of(Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in")))
-    if holder is None or not holder.remaining():
+    if not _stream_runs(checkpoint):
         publisher.activate(model_version, reason=reason, expected=before)
         return True
-    publisher.registry.ask_for(model_version, reason=reason, expected=before)
-    log.info("asked the stream (%s) to adopt model %s", holder, model_version)
+    request = registry.ask_for(model_version, reason=reason, expected=before)
+    log.info("asked the stream (%s) to adopt model %s", holder_of(checkpoint), model_version)
     deadline = time.monotonic() + wait
-    while publisher.registry.state().asked == model_version:
+    while (state := registry.state()).asked == model_version:
         if time.monotonic() > deadline:
             return False
+        if not _stream_runs(checkpoint):  # it has ended without a look at the request
+            publisher.activate(model_version, reason=reason, expected=state)
+            return True
         time.sleep(_TICK)
-    promotion = publisher.registry.current()
-    if promotion is None or promotion.model_version != model_version:
-        raise FoldinError(f"model {model_version} was not adopted: {publisher.registry.why_not(model_version)}")
+    promotion = registry.promotion(model_version)
+    if promotion is None or promotion.sequence < request:
+        raise FoldinError(f"model {model_version} was not adopted: {registry.why_not(model_version)}")
     return True
+
+
+def _stream_runs(checkpoint: Checkpoint) -> bool:
+    holder = holder_of(checkpoint)
+    return holder is not None and bool(holder.remaining())
 
 
 @dataclass
@@ -95,13 +104,17 @@ class Adopter:
     """Beside a running fold-in query: adopts what is asked for and what others promoted (`with`).
 
     Attributes:
+        publisher: its own, with a model of its own: the query's batches go on under theirs.
+        fits: raises StateMismatchError for a model that the query's state cannot serve.
         batches: held by a micro-batch while it runs, and by an adoption for its last step.
-        reached: the position that the query's batches have come to; None while the state is not whole.
+        reached: the position that the query's batches have come to; None while the state is not whole, or what a batch
+            has published is not committed.
         settled: the version under which they published last.
     """
 
     publisher: Publisher
     checkpoint: Checkpoint
+    fits: Callable[[Model], None]
     batches: threading.Lock
     reached: Position | None = None
     settled: str | None = None
@@ -116,14 +129,22 @@ class Adopter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._end()
+
+    def finish(self, *, adopt: bool) -> None:
+        """The last look of a query that ends in order: at what others have promoted and, if so told, at requests."""
+        self._end()
+        self._look(adopt=adopt)
+
+    def _end(self) -> None:
         self._ended.set()
         self._thread.join()
 
     def _keep_looking(self) -> None:
-        while not self._ended.wait(_TICK):
+        while not self._ended.wait(min(_TICK * 2**self.failures, _LONGEST)):
             try:
-                self.look()
-            except Exception as error:  # the stream goes on under the model that it has; the next look tries again
+                self._look(adopt=True)
+            except Exception as error:  # the stream goes on under the model that it has; a later look tries again
                 self.failures += 1
                 if self.failures == 1:
                     log.warning("cannot adopt a model now, will try again: %s", reason_of(error))
@@ -131,34 +152,36 @@ class Adopter:
             else:
                 self.failures = 0
 
-    def look(self) -> None:
-        """Adopt what is to be adopted by now."""
+    def _look(self, *, adopt: bool) -> None:
+        """Adopt what is to be adopted by now. Only one thread at a time looks: ours, and after its end `finish`."""
         if self.reached is None:
             return
         state = self.publisher.registry.state()
-        if state.asked is not None:
-            self._adopt(state.asked, state)
-        elif state.promotion is not None and state.promotion.model_version != self.settled:
-            self._settle(state.promotion)
+        try:
+            if state.asked is not None and adopt:
+                self._adopt(state.asked, state)
+            elif state.promotion is not None and state.promotion.model_version != self.settled:
+                self._settle(state.promotion)
+        except PromotionConflictError as error:
+            log.info("%s; looking again", error)
 
     def _adopt(self, model_version: str, before: State) -> None:
         registry, started = self.publisher.registry, time.monotonic()
         try:
-            cut = self.publisher.model(model_version).cut
-        except MissingModelError as error:
+            model = self.publisher.model(model_version)
+            self.fits(model)
+        except (MissingModelError, StateMismatchError) as error:
             log.warning("model %s is refused: %s", model_version, error)
             registry.refuse(model_version, reason=str(error), expected=before)
             return
-        assert self.reached is not None
         so_far = self.reached
-        users = self.publisher.catch_up(model_version, cut, so_far)
+        assert so_far is not None
+        users = self.publisher.catch_up(model_version, model.cut, so_far)
         with self.batches:
+            if self.reached is None or (self._ended.is_set() and self._thread is threading.current_thread()):
+                return  # a batch has failed, or the query is to end: the request stands for the next start
             users += self._rest(model_version, so_far)
-            try:
-                registry.promote(model_version, self.reached, reason="adopted by the stream", expected=before)
-            except PromotionConflictError as error:
-                log.info("%s; looking again", error)
-                return
+            registry.promote(model_version, self.reached, reason="adopted by the stream", expected=before)
             self._done(model_version)
         seconds = time.monotonic() - started
         log.info("model %s adopted: %s users refolded, %.1f s", model_version, f"{users:,}", seconds)
@@ -166,8 +189,8 @@ class Adopter:
     def _settle(self, promotion: Promotion) -> None:
         """Somebody else has promoted: what this query folded meanwhile, it folded under the version before."""
         with self.batches:
-            if self.settled == promotion.model_version:
-                return  # a batch was faster
+            if self.reached is None or self.settled == promotion.model_version:
+                return  # a batch has failed, or was faster
             users = self._rest(promotion.model_version, promotion.caught_up)
             self._done(promotion.model_version)
         log.info("model %s has become active: %s users refolded", promotion.model_version, f"{users:,}")

@@ -227,6 +227,13 @@ class SearchConfig(Section):
             raise ValueError("must be [from, to] with 0 < from <= to < inf")
         return ends
 
+    @field_validator("rank")
+    @classmethod
+    def _trainable(cls, ends: tuple[int, int]) -> tuple[int, int]:
+        if ends[1] > 1024:
+            raise ValueError("must be at most 1024, as train.rank")
+        return ends
+
 
 class MaintainConfig(Section):
     keep_models: int = Field(ge=1)

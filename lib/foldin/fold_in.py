@@ -21,6 +21,7 @@ from foldin.histories import histories, slim
 from foldin.leases import Lease
 from foldin.monitoring import Monitor, observe_arrival
 from foldin.publishing import Publisher
+from foldin.registry import Model
 from foldin.schemas import EVENTS, METRICS, Position
 from foldin.streaming import GracefulStop, run
 from foldin.tables import Tables
@@ -101,8 +102,7 @@ class FoldIn:
                 stop=stop,
                 on_start=self.monitor.follow,
             )
-            if once:  # what became active while no event came
-                self.adopter.look()
+            self.adopter.finish(adopt=once)  # what became active while no event came
 
     @property
     def _rebuild(self) -> str:
@@ -110,11 +110,16 @@ class FoldIn:
 
     def _adopter(self) -> Adopter:
         """Beside this query, from where its last batch that is done has left off."""
-        publisher = Publisher(self.tables, self.publisher.top_n)  # a model of its own: batches go on under theirs
-        adopter = Adopter(publisher, self.checkpoint, self._batches)
-        done = max((int(name) for name in self.checkpoint.list("commits") if name.isdigit()), default=-1)
+        adopter = Adopter(
+            Publisher(self.tables, self.publisher.top_n), self.checkpoint, self._check_fits, self._batches
+        )
+        begun, done = (
+            max((int(name) for name in self.checkpoint.list(kind) if name.isdigit()), default=-1)
+            for kind in ("offsets", "commits")
+        )
         offset = self.checkpoint.delta_offset(done)
-        if offset is not None and not offset.in_snapshot:
+        # What a batch that is to be replayed has published already, readers see: it is adopted when that is done.
+        if offset is not None and not offset.in_snapshot and begun == done:
             adopted, pin = last_adopted(self.checkpoint), self._read_pin(done)
             adopter.reached = offset.position
             if adopted is not None and adopted.position >= offset.position:
@@ -125,6 +130,7 @@ class FoldIn:
 
     def _process_alone(self, batch: DataFrame, batch_id: int) -> None:
         with self._batches:
+            self.adopter.reached = None  # until it is done: after a failure nothing may be adopted
             self._process(batch, batch_id)
 
     def _process(self, batch: DataFrame, batch_id: int) -> None:
@@ -143,7 +149,6 @@ class FoldIn:
                 "batch %d: events up to %s taken into the state, nothing to publish yet", batch_id, offset.position
             )
             return
-        self._check_bound(version)
         if self._must_catch_up(batch_id, before, version):
             batch.write.format("noop").mode("overwrite").save()
             rebuilt = before is None or before.in_snapshot
@@ -182,6 +187,8 @@ class FoldIn:
         pin, first = self._read_pin(batch_id), False
         if pin is None:
             promotion = self.publisher.registry.current()
+            if promotion is not None:  # a pin is for good: nothing that cannot be served is written there
+                self._check_fits(self.publisher.model(promotion.model_version))
             since = {log.table: log.newest() for log in self._logs}
             pin, first = {"model_version": promotion.model_version if promotion else None, "since": since}, True
             self.checkpoint.write(_pin_file(batch_id), json.dumps(pin))
@@ -207,8 +214,8 @@ class FoldIn:
         # After a crash one of the tables may be a batch ahead: the smaller one is what both include.
         return max(promotion.caught_up, min(reached))
 
-    def _check_bound(self, version: str) -> None:
-        definition = self.publisher.model(version).definition
+    def _check_fits(self, model: Model) -> None:
+        definition, version = model.definition, model.version
         mine = tuple(self.config.events.weights)
         if definition.max_events > self.config.history.max_events_per_user or definition.types != mine:
             raise StateMismatchError(

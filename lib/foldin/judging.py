@@ -6,13 +6,14 @@ afterwards: against those of the active model and of popularity, over the same u
 history and items without factors are counted: a list by popularity, a miss. The judged model is thrown away; what may
 serve is trained on all events with the same settings.
 
-The active model is judged by its own factors only on events that it has not seen: the split is never before the latest
-event of its training cut. When too little has come since, it is not judged, and the report says so.
+The active model is judged by its own factors only on events that it has not seen. When too few users have come since
+its training cut, a model with its settings is trained on the same events as the candidate's, and stands for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -21,13 +22,16 @@ from pyspark.sql import functions as F
 
 from foldin.config import Config
 from foldin.folding import fold
-from foldin.histories import HistoryDefinition, histories, slim
+from foldin.histories import histories, slim
 from foldin.kernels.metrics import coverage, ranking_metrics
 from foldin.registry import Model
 from foldin.schemas import Position
 from foldin.shipping import ShippedModel
 
-__all__ = ["HeldOut", "Judgement", "Score", "judge_model", "sides", "split_time"]
+__all__ = ["Contender", "HeldOut", "Judgement", "Score", "judge_model", "sides", "split_time"]
+
+Contender = Callable[[DataFrame], Model]
+"""A model of the events that it is given, or one that is there already and has seen no others."""
 
 _NOWHERE = Position(0)  # lists of a judgement are compared, never published
 
@@ -53,7 +57,7 @@ class Judgement:
         taken: (user, item) pairs judged; of them `unknown` are of items that the candidate has no factors of.
         k: length of the lists.
         scores: by contender: candidate, popularity and, where it could be judged, active.
-        why_not_active: why the active model was not judged; "" if it was.
+        remark: how the active model was judged, or why it was not; "" if by its own factors.
     """
 
     split_us: int
@@ -63,11 +67,15 @@ class Judgement:
     unknown: int
     k: int
     scores: dict[str, Score]
-    why_not_active: str = ""
+    remark: str = ""
 
     def to_dict(self) -> dict[str, object]:
-        """For the model's row, as JSON."""
-        return asdict(self)
+        """For the model's row, as JSON, which knows no NaN."""
+        scores = {
+            name: {key: value if math.isfinite(value) else None for key, value in asdict(score).items()}
+            for name, score in self.scores.items()
+        }
+        return asdict(self) | {"scores": scores}
 
     def verdict(self, margin: float, least_users: int) -> str:
         """Why the candidate must not serve; "" if it may.
@@ -115,10 +123,10 @@ class HeldOut:
     k: int
 
     @classmethod
-    def of(cls, before: DataFrame, after: DataFrame, definition: HistoryDefinition, k: int) -> HeldOut:
-        """From the events on both sides of the split; of `definition` the types and the bound count."""
-        past = histories(slim(before, definition.types), definition.max_events)
-        later = slim(after, definition.types).groupBy("user_id").agg(F.collect_set("item").alias("later"))
+    def of(cls, before: DataFrame, after: DataFrame, types: Sequence[str], max_events: int, k: int) -> HeldOut:
+        """From the events on both sides of the split; histories are cut to what each model takes of them later."""
+        past = histories(slim(before, types), max_events)
+        later = slim(after, types).groupBy("user_id").agg(F.collect_set("item").alias("later"))
         joined = later.join(past, "user_id", "left").withColumn(
             "taken", F.array_except("later", F.coalesce("seen", F.array().cast("array<bigint>")))
         )
@@ -171,34 +179,25 @@ class HeldOut:
 
 
 def judge_model(
-    events: DataFrame,
-    split_us: int,
-    train: Callable[[DataFrame], Model],
-    active: Model | None,
-    config: Config,
+    events: DataFrame, split_us: int, contenders: Mapping[str, Contender], config: Config, *, remark: str = ""
 ) -> Judgement:
     """Train on what came before the split, and compare lists with what came after it.
 
     Args:
         events: the training cut.
-        train: a model of the candidate's settings, of the events that it is given.
-        active: the model that serves; judged if it has seen nothing from the split on.
+        contenders: by name, a model of the events before the split; "candidate" is one of them, and decides which
+            event types count. All must know the same types.
+        remark: what is to be said of the active model.
     """
     before, after = sides(events, split_us)
-    candidate = train(before)
-    contenders = {"candidate": candidate}
-    why_not = "" if active is not None else "no model is active"
-    if active is not None and active.as_of_us >= split_us:
-        why_not = f"model {active.version} has seen events after the split"
-    elif active is not None:
-        contenders["active"] = active
-    held_out = HeldOut.of(before, after, candidate.definition, config.judge.k)
+    models = {name: contender(before) for name, contender in contenders.items()}
+    candidate = models["candidate"]
+    bound = max(model.definition.max_events for model in models.values())
+    held_out = HeldOut.of(before, after, candidate.definition.types, bound, config.judge.k)
     try:
         scores = {"popularity": held_out.popularity(candidate)}
-        scores |= {name: held_out.score(model) for name, model in contenders.items()}
-        return Judgement(
-            split_us=split_us, k=config.judge.k, scores=scores, why_not_active=why_not, **held_out.facts(candidate)
-        )
+        scores |= {name: held_out.score(model) for name, model in models.items()}
+        return Judgement(split_us=split_us, k=config.judge.k, scores=scores, remark=remark, **held_out.facts(candidate))
     finally:
         held_out.done()
 

@@ -108,5 +108,6 @@ def _scores(version: Version) -> str:
     if version.judgement is None:
         return "not judged"
     scores = version.judgement["scores"]
-    shown = [f"{scores[name]['ndcg']:.4f}" if name in scores else "-" for name in ("candidate", "active", "popularity")]
+    found = [scores.get(name, {}).get("ndcg") for name in ("candidate", "active", "popularity")]
+    shown = ["-" if ndcg is None else f"{ndcg:.4f}" for ndcg in found]
     return f"@{version.judgement['k']} {' / '.join(shown)}"

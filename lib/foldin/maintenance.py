@@ -18,16 +18,20 @@ from foldin.checkpoints import Checkpoint
 from foldin.commits import CommitLog
 from foldin.compaction import compact
 from foldin.config import Config
-from foldin.errors import StateMismatchError
-from foldin.registry import Registry
+from foldin.registry import PromotionConflictError, Registry
 from foldin.schemas import ITEM_FACTORS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
 from foldin.tables import Tables
 
-__all__ = ["Maintained", "maintain", "retention_hours", "upgrade"]
+__all__ = ["Maintained", "maintain", "retention_hours"]
 
 log = logging.getLogger("foldin.maintain")
 
 _MODEL_TABLES = (ITEM_FACTORS, USER_FACTORS, RECOMMENDATIONS)
+# By default Delta 4.4 ignores RETAIN, and then deletes by a table property that knows nothing of the log.
+_RETAIN_AS_TOLD = (
+    "spark.databricks.delta.vacuum.retentionWindowIgnore.enabled",
+    "spark.databricks.delta.retentionDurationCheck.enabled",
+)
 _LEAST_HOURS = 24  # readers that hold a snapshot: a training of hours, a query of minutes
 
 
@@ -54,15 +58,14 @@ def maintain(tables: Tables, config: Config) -> Maintained:
     Raises:
         StateMismatchError: a column of a table has a type that this foldin does not know there.
     """
-    upgraded = [name for spec in TABLES for name in upgrade(tables, spec)]
+    upgraded = [name for spec in TABLES for name in tables.upgrade(spec)]
     retired = _retire(tables, config.maintain.keep_models)
     files, retention = {}, {}
     for spec in TABLES:
         started = time.monotonic()
         files[spec.name] = compact(tables, spec)
         retention[spec.name] = retention_hours(tables, spec)
-        with tables.locked(spec):
-            tables.spark.sql(f"vacuum {tables.name(spec)} retain {retention[spec.name]} hours").collect()
+        _vacuum(tables, spec, retention[spec.name])
         log.info(
             "%s: %d small files merged into %d; what was replaced more than %d hours ago is deleted, %.1f s",
             spec.name, *files[spec.name], retention[spec.name], time.monotonic() - started,
@@ -70,35 +73,12 @@ def maintain(tables: Tables, config: Config) -> Maintained:
     return Maintained(tuple(upgraded), retired, files, retention)
 
 
-def upgrade(tables: Tables, spec: TableSpec) -> list[str]:
-    """Give a table of an older foldin the columns and properties of this one; their names, as table.name.
-
-    Raises:
-        StateMismatchError: a column is there with another type.
-    """
-    there = {column.name: column.dataType for column in tables.read(spec).schema}
-    missing = [column for column in spec.schema if column.name not in there]
-    for column in spec.schema:
-        found = there.get(column.name, column.dataType)
-        if found.simpleString() != column.dataType.simpleString():
-            raise StateMismatchError(
-                f"{spec.name}.{column.name} is {found.simpleString()}, but this foldin needs "
-                f"{column.dataType.simpleString()}: the table is not of an older foldin"
-            )
-    detail = tables.spark.sql(f"describe detail {tables.name(spec)}").select("properties").first()
-    assert detail is not None  # the table is there
-    properties = {key: value for key, value in spec.properties.items() if detail["properties"].get(key) != value}
+def _vacuum(tables: Tables, spec: TableSpec, hours: int) -> None:
+    spark = tables.spark.newSession()  # settings of its own
+    for setting in _RETAIN_AS_TOLD:
+        spark.conf.set(setting, "false")
     with tables.locked(spec):
-        if missing:
-            columns = ", ".join(
-                f"`{column.name}` {column.dataType.simpleString()} comment '{_quoted(column.metadata['comment'])}'"
-                for column in missing
-            )
-            tables.spark.sql(f"alter table {tables.name(spec)} add columns ({columns})")
-        if properties:
-            pairs = ", ".join(f"'{key}' = '{value}'" for key, value in properties.items())
-            tables.spark.sql(f"alter table {tables.name(spec)} set tblproperties ({pairs})")
-    return [f"{spec.name}.{name}" for name in [*(column.name for column in missing), *properties]]
+        spark.sql(f"vacuum {tables.name(spec)} retain {hours} hours").collect()
 
 
 def retention_hours(tables: Tables, spec: TableSpec) -> int:
@@ -125,8 +105,12 @@ def _retire(tables: Tables, keep: int) -> tuple[str, ...]:
         and row.status != "retired"
         and (row.sequence or row.cut_version < newest_cut)  # a candidate that is newer may still be adopted
     ]
-    for model_version in old:
-        registry.retire(model_version, reason=f"not one of the {keep} that served last")
+    for model_version in list(old):
+        try:
+            registry.retire(model_version, reason=f"not one of the {keep} that served last")
+        except PromotionConflictError as error:  # the next run will
+            log.info("model %s is not retired now: %s", model_version, error)
+            old.remove(model_version)
     # Also those of a run that was killed between the two steps.
     gone = [*old, *(row.model_version for row in standing if row.status == "retired")]
     for spec in _MODEL_TABLES:

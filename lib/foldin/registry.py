@@ -46,7 +46,7 @@ class State:
 
     Attributes:
         promotion: the one in force.
-        asked: the version that somebody has asked the running stream to adopt, while nothing has come of it.
+        asked: the version that the running stream was asked last to adopt, while it is neither refused nor overtaken.
         turn: the number of the last row in sequence (promotions, requests, refusals, retirements): whoever changes
             something takes the next.
     """
@@ -139,8 +139,16 @@ class Registry:
         rows = self.tables.read(MODELS).where("sequence is not null").orderBy(F.desc("sequence")).collect()
         if not rows:
             return State(None, None, 0)
-        asked = rows[0]["model_version"] if rows[0]["status"] == "requested" else None
         active = next((row for row in rows if row["status"] == "active"), None)
+        asked, refused = None, set()
+        for row in rows:
+            if row["status"] == "active":
+                break
+            if row["status"] == "refused":
+                refused.add(row["model_version"])
+            elif row["status"] == "requested" and row["model_version"] not in refused:
+                asked = row["model_version"]
+                break
         return State(_promotion(active) if active is not None else None, asked, rows[0]["sequence"])
 
     def candidate(self, row: dict[str, Any]) -> None:
@@ -193,8 +201,8 @@ class Registry:
             found[row["model_version"]] = Standing(row["model_version"], status, cut, sequence)
         return list(found.values())
 
-    def ask_for(self, model_version: str, *, reason: str, expected: State | None = None) -> None:
-        """Ask whoever runs the stream to adopt a version. The request stands while its row is the last in sequence.
+    def ask_for(self, model_version: str, *, reason: str, expected: State | None = None) -> int:
+        """Ask whoever runs the stream to adopt a version, instead of one asked for before; the request's number.
 
         Args:
             expected: where `models` stood when this was decided; by default, where it stands now.
@@ -205,14 +213,16 @@ class Registry:
         """
         expected = expected or self.read()
         self.row(model_version)
-        self._take_turn({"model_version": model_version, "status": "requested", "reason": reason}, expected)
+        return self._take_turn({"model_version": model_version, "status": "requested", "reason": reason}, expected)
 
-    def is_older(self, model_version: str, state: State) -> bool:
-        """Whether the version was trained on an earlier cut of `events` than the one in force."""
-        if state.promotion is None:
-            return False
-        mine, active = (self.row(version)["cut_version"] for version in (model_version, state.promotion.model_version))
-        return bool(mine < active)
+    def newer_than(self, model_version: str, state: State) -> str | None:
+        """The version in force, or asked for, if it was trained on a later cut of `events` than this one."""
+        mine = self.row(model_version)["cut_version"]
+        active = state.promotion.model_version if state.promotion is not None else None
+        for other in (state.asked, active):
+            if other is not None and self.row(other)["cut_version"] > mine:
+                return other
+        return None
 
     def refuse(self, model_version: str, *, reason: str, expected: State) -> None:
         """Say why a version does not come into force.
@@ -225,8 +235,11 @@ class Registry:
     def why_not(self, model_version: str) -> str:
         """Why a version that was asked for is not in force."""
         rows = self.tables.read(MODELS).where("sequence is not null").orderBy(F.desc("sequence")).collect()
-        if rows and rows[0]["model_version"] == model_version and rows[0]["status"] == "refused":
-            return str(rows[0]["reason"])
+        for row in rows:
+            if row["model_version"] == model_version:
+                if row["status"] == "refused":
+                    return str(row["reason"]).rpartition(" [")[0]
+                break
         return f"{rows[0]['status']} {rows[0]['model_version']} came in between" if rows else "nobody asked for it"
 
     def retire(self, model_version: str, *, reason: str) -> None:

@@ -77,6 +77,8 @@ class TableSpec:
     schema: StructType
     partition_by: tuple[str, ...] = ()
     properties: dict[str, str] = field(default_factory=dict)
+    grows: bool = False
+    """It has got columns since its first release: whoever opens it to write looks whether they are there."""
 
 
 def _columns(*columns: tuple[str, DataType, str]) -> StructType:
@@ -218,6 +220,7 @@ MODELS = TableSpec(
         ("judgement", StringType(), "JSON: how its settings did on events held out, beside the active model's"),
         ("foldin_version", StringType(), "version of foldin that trained"),
     ),
+    grows=True,
 )
 
 METRICS = TableSpec(

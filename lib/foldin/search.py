@@ -11,13 +11,14 @@ import hashlib
 import json
 import logging
 import math
-import threading
+import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -32,7 +33,7 @@ from foldin.tables import Tables
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["Found", "Study", "Trial", "apply", "configured", "search"]
+__all__ = ["Found", "Study", "Trial", "apply", "as_toml", "configured", "search"]
 
 log = logging.getLogger("foldin.search")
 
@@ -91,7 +92,8 @@ def search(tables: Tables, config: Config, cut_version: int, until_us: int, trai
     study, done = _open_study(tables, config, cut_version, until_us)
     before, after = sides(tables.read(EVENTS, version=study.cut_version), study.split_us)
     after = after.where(F.unix_micros("event_time") < study.until_us)
-    held_out = HeldOut.of(before, after, HistoryDefinition.of(config), config.judge.k)
+    definition = HistoryDefinition.of(config)
+    held_out = HeldOut.of(before, after, definition.types, definition.max_events, config.judge.k)
 
     def attempt(number: int, settings: Settings) -> Trial:
         started = time.monotonic()
@@ -146,6 +148,20 @@ def apply(config: Config, settings: Settings) -> Config:
     )
 
 
+def as_toml(config: Config) -> list[str]:
+    """The lines of a configuration file that say these settings; weights are replaced as a whole."""
+    weights = ", ".join(f"{json.dumps(name)} = {weight:.6g}" for name, weight in config.events.weights.items())
+    train = {"rank": config.train.rank, "reg_param": f"{config.train.reg_param:.6g}"}
+    if config.train.mode == "explicit":
+        return ["[train]", *(f"{key} = {value}" for key, value in train.items())]
+    train["alpha"] = f"{config.train.alpha:.6g}"
+    return [
+        "[events]", f"weights = {{ {weights} }}",
+        "[history]", f"half_life_days = {config.history.half_life_days:.6g}",
+        "[train]", *(f"{key} = {value}" for key, value in train.items()),
+    ]  # fmt: skip
+
+
 class _Search:
     """Asks Optuna what to try, and tells it what came of it; as many at once as the configuration says."""
 
@@ -158,29 +174,29 @@ class _Search:
             seed=config.train.seed + len(done), constant_liar=config.search.parallel > 1, n_startup_trials=8
         )
         self._optuna, self._study = optuna, optuna.create_study(direction="maximize", sampler=sampler)
-        self._started, self._lock = time.monotonic(), threading.Lock()
+        self._started = time.monotonic()
+        # Those that an ended run was at work on come first.
+        self._numbers = sorted(set(range(config.search.trials)) - {trial.number for trial in done})
         for trial in done:
             self._remember(trial)
 
     def run(self) -> list[Trial]:
         """Until the budget is used up; all trials of the study, those of earlier runs among them."""
         running: dict[Future[Trial], optuna.Trial | None] = {}
-        number = len(self.trials)
         with ThreadPoolExecutor(self._config.search.parallel) as pool:
             while True:
-                while len(running) < self._config.search.parallel and self._may_begin(number):
+                while self._numbers and len(running) < self._config.search.parallel and self._has_time():
+                    number = self._numbers.pop(0)
                     asked, settings = self._next(number)
                     running[pool.submit(self._attempt, number, settings)] = asked
-                    number += 1
                 if not running:
                     return self.trials
                 ended, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in ended:
                     self._tell(running.pop(future), future.result())
 
-    def _may_begin(self, number: int) -> bool:
-        budget = self._config.search
-        return number < budget.trials and time.monotonic() - self._started < budget.minutes * 60
+    def _has_time(self) -> bool:
+        return time.monotonic() - self._started < self._config.search.minutes * 60
 
     def _next(self, number: int) -> tuple[optuna.Trial | None, Settings]:
         if number == 0:  # what is in use is the measure of all that is tried
@@ -266,7 +282,7 @@ def _varied(config: Config) -> list[str]:
 def _open_study(tables: Tables, config: Config, cut_version: int, until_us: int) -> tuple[Study, list[Trial]]:
     """The newest study of this configuration if it has budget left and its events are still there, or a new one."""
     mark = _fingerprint(config)
-    rows = tables.read(TRIALS).where(F.col("study").startswith(mark)).orderBy("at", "number").collect()
+    rows = tables.read(TRIALS).where(F.col("study").startswith(mark)).orderBy("at").collect()
     if rows:
         newest = rows[-1]
         study = Study(newest["study"], newest["cut_version"], newest["split_us"], newest["until_us"])
@@ -275,16 +291,25 @@ def _open_study(tables: Tables, config: Config, cut_version: int, until_us: int)
             for row in rows
             if row["study"] == study.name
         ]
-        # A number that an ended run was at work on is free again; what it left out of order is put in order.
-        done = [replace(trial, number=number) for number, trial in enumerate(sorted(done, key=lambda t: t.number))]
-        if len(done) < config.search.trials and tables.has_version(EVENTS, study.cut_version):
+        # What its trials have seen must not reach into what the judge holds out today.
+        if len(done) < config.search.trials and study.until_us <= until_us and _readable(tables, study.cut_version):
             log.info("going on with study %s: %d of %d trials are done", study.name, len(done), config.search.trials)
             return study, done
     before, _ = sides(tables.read(EVENTS, version=cut_version), until_us)
     split_us = split_time(before, config.judge.holdout)
     if split_us is None:
         raise FoldinError("nothing to search on: there are no events to hold out")
-    return Study(f"{mark}-{cut_version}", cut_version, split_us, until_us), []
+    return Study(f"{mark}-{secrets.token_hex(3)}", cut_version, split_us, until_us), []
+
+
+def _readable(tables: Tables, version: int) -> bool:
+    """Delta refuses versions whose files VACUUM may have deleted, though the log still has them."""
+    try:
+        tables.read(EVENTS, version=version).schema  # noqa: B018 - it is the look that counts
+    except PySparkException as error:
+        log.info("the events of the last study cannot be read any more: %s", reason_of(error))
+        return False
+    return True
 
 
 def _fingerprint(config: Config) -> str:

@@ -19,9 +19,12 @@ from pyspark import Broadcast, SparkContext
 from foldin.kernels import MEMORY_MAP_BYTES, ItemFactors, cached
 from foldin.registry import Model
 
-__all__ = ["ShippedModel", "host_cache_dir"]
+__all__ = ["TRIAL", "ShippedModel", "host_cache_dir"]
 
 _DAYS_KEPT = 2
+
+TRIAL = "trial-"
+"""How the name of a model begins that is looked at and thrown away."""
 
 _loaded: dict[tuple[str, bool], Model] = {}  # the one model of this worker process
 
@@ -59,9 +62,10 @@ class ShippedModel:
 
     def _build(self) -> ItemFactors:
         """Only the worker that writes the host's file unpickles the broadcast; it also clears away old files."""
-        oldest = time.time() - _DAYS_KEPT * 86_400
+        now = time.time()
         for file in host_cache_dir().glob("*.items"):
-            if file.stat().st_mtime < oldest:
+            kept = 3600 if file.name.startswith(TRIAL) else _DAYS_KEPT * 86_400
+            if file.stat().st_mtime < now - kept:
                 file.unlink(missing_ok=True)  # who has it mapped keeps it
         return self.items.value
 

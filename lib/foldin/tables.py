@@ -21,6 +21,7 @@ from pyspark.sql import DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F
 
 from foldin.config import TablesConfig
+from foldin.errors import StateMismatchError
 from foldin.schemas import TABLES, TableSpec
 
 __all__ = ["Tables", "Transaction", "latest"]
@@ -55,7 +56,8 @@ class Tables:
             root = str(Path(root).absolute())  # Delta takes a relative path for the name of a table
         tables = cls(spark, root, config.catalog)
         for spec in TABLES if create else ():
-            tables._create(spec)
+            if not tables._create(spec) and spec.grows:
+                tables.upgrade(spec)
         return tables
 
     def exists(self, spec: TableSpec) -> bool:
@@ -116,6 +118,38 @@ class Tables:
                 writer.saveAsTable(self.catalog_name(spec))
             else:
                 writer.save(self.path(spec.name))
+
+    def upgrade(self, spec: TableSpec) -> list[str]:
+        """Give a table of an older foldin the columns and properties of this one; their names, as table.name.
+
+        A running stream over `events` ends when that table gets a column: stop it before.
+
+        Raises:
+            StateMismatchError: a column is there with another type.
+        """
+        there = {column.name: column.dataType for column in self.read(spec).schema}
+        missing = [column for column in spec.schema if column.name not in there]
+        for column in spec.schema:
+            found = there.get(column.name, column.dataType)
+            if found.simpleString() != column.dataType.simpleString():
+                raise StateMismatchError(
+                    f"{spec.name}.{column.name} is {found.simpleString()}, but this foldin needs "
+                    f"{column.dataType.simpleString()}: the table is not of an older foldin"
+                )
+        detail = self.spark.sql(f"describe detail {self.name(spec)}").select("properties").first()
+        assert detail is not None  # the table is there
+        properties = {key: value for key, value in spec.properties.items() if detail["properties"].get(key) != value}
+        with self.locked(spec):
+            if missing:
+                columns = ", ".join(
+                    f"`{column.name}` {column.dataType.simpleString()} comment '{_quoted(column.metadata['comment'])}'"
+                    for column in missing
+                )
+                self.spark.sql(f"alter table {self.name(spec)} add columns ({columns})")
+            if properties:
+                pairs = ", ".join(f"'{key}' = '{value}'" for key, value in properties.items())
+                self.spark.sql(f"alter table {self.name(spec)} set tblproperties ({pairs})")
+        return [f"{spec.name}.{name}" for name in [*(column.name for column in missing), *properties]]
 
     @property
     def exclusive(self) -> bool:
@@ -182,23 +216,24 @@ class Tables:
         hadoop = self.spark._jsparkSession.sessionState().newHadoopConf()
         return bool(path.getFileSystem(hadoop).exists(path))
 
-    def _create(self, spec: TableSpec) -> None:
+    def _create(self, spec: TableSpec) -> bool:
+        """Whether it was not there."""
         if self.catalog:
-            self._create_by_name(spec)
-            return
+            return self._create_by_name(spec)
         if self.exists(spec):
-            return  # a look at a folder; asking Delta costs a tenth of a second a table, at every start of a job
+            return False  # a look at a folder; asking Delta costs a tenth of a second a table, at every start of a job
         builder = DeltaTable.createIfNotExists(self.spark).addColumns(spec.schema)
         builder = builder.location(self.path(spec.name)).partitionedBy(*spec.partition_by)
         for key, value in spec.properties.items():
             builder = builder.property(key, value)
         builder.execute()
+        return True
 
-    def _create_by_name(self, spec: TableSpec) -> None:
+    def _create_by_name(self, spec: TableSpec) -> bool:
         """Delta's own builder takes schema.table, but not catalog.schema.table."""
         name = self.catalog_name(spec)
         if self.spark.catalog.tableExists(name):
-            return
+            return False
         writer = self.spark.createDataFrame([], spec.schema).writeTo(name).using("delta")
         if spec.partition_by:
             writer = writer.partitionedBy(*[F.col(column) for column in spec.partition_by])
@@ -209,6 +244,12 @@ class Tables:
         except AnalysisException:
             if not self.spark.catalog.tableExists(name):  # else another job was faster
                 raise
+            return False
+        return True
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("'", "\\'")
 
 
 def latest(rows: DataFrame) -> DataFrame:

@@ -7,23 +7,24 @@ import json
 import logging
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pyspark.ml.recommendation import ALS, ALSModel
-from pyspark.sql import DataFrame, Window
+from pyspark.sql import DataFrame, Row, Window
 from pyspark.sql import functions as F
 
 import foldin
 from foldin.adoption import bring_into_force
 from foldin.config import Config
-from foldin.errors import FoldinError, RejectedModelError
+from foldin.errors import FoldinError, MissingModelError, RejectedModelError
 from foldin.histories import HistoryDefinition, histories, slim, user_strengths
-from foldin.judging import Judgement, judge_model, split_time
+from foldin.judging import Contender, Judgement, judge_model, sides, split_time
 from foldin.publishing import Publisher
 from foldin.registry import Model, Registry, assemble
 from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, STRENGTHS, USER_FACTORS, Position
-from foldin.search import search
+from foldin.search import as_toml, search
+from foldin.shipping import TRIAL
 from foldin.tables import Tables
 
 __all__ = ["EmptyTrainingCutError", "Trained", "fit", "train"]
@@ -45,6 +46,8 @@ class Trained:
     events: int
     parity: float
     seconds: float
+    active: bool
+    """False for a candidate, and for one that the stream is still adopting."""
 
 
 def fit(strengths: DataFrame, config: Config, checkpoint_dir: str) -> tuple[ALSModel, DataFrame, DataFrame]:
@@ -155,10 +158,10 @@ def train(tables: Tables, config: Config, *, activate: bool = True, force: bool 
     events = tables.read(EVENTS, version=cut)
     publisher = Publisher(tables, config.recommend.top_n)
     active = _active(publisher.registry)
-    split = _split(events, config, active)
+    split, unseen = _split(events, config, active)
     if tune:
         config = _tuned(tables, events, cut, split, config)
-    judgement = _judgement(tables, events, cut, split, config, active)
+    judgement = _judgement(tables, events, cut, split, config, active, unseen=unseen)
     version = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     fitted = _fit(tables, events, cut, config, version)
     row = fitted.row
@@ -181,7 +184,7 @@ def train(tables: Tables, config: Config, *, activate: bool = True, force: bool 
     )  # fmt: skip
     folded.unpersist()
     fitted.done()
-    trained = Trained(version, row["users"], row["items"], row["events"], row["parity"], row["seconds"])
+    trained = Trained(version, row["users"], row["items"], row["events"], row["parity"], row["seconds"], active=False)
     if not activate:
         return trained
     settings = config.judge
@@ -189,26 +192,56 @@ def train(tables: Tables, config: Config, *, activate: bool = True, force: bool 
     if worse and not force:
         raise RejectedModelError(f"model {version} stays a candidate: {worse}")
     reason = f"forced, although its {worse}" if worse else "trained"
-    bring_into_force(tables, config, version, reason=reason, wait=config.train.adoption_minutes * 60, newer=True)
-    return trained
+    wait = config.train.adoption_minutes * 60
+    return replace(trained, active=bring_into_force(tables, config, version, reason=reason, wait=wait, newer=True))
 
 
 def _active(registry: Registry) -> Model | None:
     promotion = registry.promotion()
-    return registry.load(promotion.model_version) if promotion is not None else None
+    if promotion is None:
+        return None
+    try:
+        return registry.load(promotion.model_version)
+    except MissingModelError as error:  # all the more reason to train another one
+        log.warning("the active model cannot be judged: %s", error)
+        return None
 
 
-def _split(events: DataFrame, config: Config, active: Model | None) -> int | None:
-    """From when on events are held out: where that can be, after all that the active model has seen."""
-    split = None
+def _split(events: DataFrame, config: Config, active: Model | None) -> tuple[int | None, bool]:
+    """From when on events are held out, and whether the active model has seen none of them."""
     if active is not None:
         split = split_time(events, config.judge.holdout, not_before_us=active.as_of_us)
-    return split if split is not None else split_time(events, config.judge.holdout)
+        if split is not None:
+            users = sides(events, split)[1].select("user_id").distinct().count()
+            if users >= config.judge.least_users:
+                return split, True
+    return split_time(events, config.judge.holdout), False
+
+
+def _settings_of(active: Row, config: Config) -> Config:
+    """The configuration with which the active model was trained."""
+    definition = HistoryDefinition.from_json(active["history"])
+    train = {name: active[name] for name in ("mode", "rank", "iterations", "reg_param", "alpha", "nonnegative", "seed")}
+    history = {
+        "max_events_per_user": definition.max_events,
+        "half_life_days": definition.half_life_days,
+        "retention_days": definition.retention_days,
+        "transform": definition.transform,
+    }
+    weights = dict(zip(definition.types, definition.weights, strict=True))
+    return config.model_copy(
+        update={
+            "train": config.train.model_copy(update=train),
+            "history": config.history.model_copy(update=history),
+            "events": config.events.model_copy(update={"weights": weights}),
+        }
+    )
 
 
 def _trial_model(tables: Tables, events: DataFrame, cut: int, config: Config) -> Model:
     """A model to be looked at, not to serve: nothing of it is written."""
-    fitted = _fit(tables, events, cut, config, "trial")
+    # Workers know a model by its name: no two may share one.
+    fitted = _fit(tables, events, cut, config, f"{TRIAL}{secrets.token_hex(6)}")
     try:
         return assemble(fitted.item_rows, fitted.row)
     finally:
@@ -216,16 +249,41 @@ def _trial_model(tables: Tables, events: DataFrame, cut: int, config: Config) ->
 
 
 def _judgement(
-    tables: Tables, events: DataFrame, cut: int, split: int | None, config: Config, active: Model | None
+    tables: Tables,
+    events: DataFrame,
+    cut: int,
+    split: int | None,
+    config: Config,
+    active: Model | None,
+    *,
+    unseen: bool,
 ) -> Judgement | None:
     """What held-out events say of the settings; None where there are none to hold out."""
     if split is None:
         return None
+
+    def fitted(settings: Config) -> Contender:
+        return lambda before: _trial_model(tables, before, cut, settings)
+
+    contenders, remark = {"candidate": fitted(config)}, ""
+    if active is None:
+        remark = "no model is active, or it cannot be read"
+    elif active.definition.types != HistoryDefinition.of(config).types:
+        remark = f"{active.version} was trained on other event types: not compared"
+    elif unseen:
+        contenders["active"] = lambda _: active
+    else:
+        settings = _settings_of(Registry(tables).row(active.version), config)
+        if settings == config:
+            remark = f"{active.version} has seen the held-out events, and was trained with the same settings"
+        else:
+            remark = f"{active.version} has seen the held-out events: a model with its settings stands for it"
+            contenders["active"] = fitted(settings)
     try:
-        judgement = judge_model(events, split, lambda before: _trial_model(tables, before, cut, config), active, config)
+        judgement = judge_model(events, split, contenders, config, remark=remark)
     except EmptyTrainingCutError:  # all events are of one moment, say
         return None
-    log.info("%s", judgement)
+    log.info("judged: %s", judgement)
     return judgement
 
 
@@ -238,8 +296,8 @@ def _tuned(tables: Tables, events: DataFrame, cut: int, split: int | None, confi
         gain = f", {found.best.score / found.before.score - 1:+.1%} over the settings as they were"
     log.info("study %s: NDCG@%d %.4f by trial %d%s; in a configuration file:", found.study.name, config.judge.k,
              found.best.score, found.best.number, gain)  # fmt: skip
-    for key, value in found.best.settings.items():
-        log.info("    %s = %s", key, f"{value:.6g}")
+    for line in as_toml(found.config):
+        log.info("    %s", line)
     return found.config
 
 

@@ -32,8 +32,7 @@ CASES = [
     ("fold_in", "after promote", "promoted, not written down by the stream"),
     ("fold_in", "after write adopted", "written down"),
 ]
-# Nobody's model is judged: it is the killing that is tried, and every training must serve.
-SETTINGS = ("judge.least_users=1000000", "train.adoption_minutes=3")
+SETTINGS = ("train.adoption_minutes=3",)
 
 
 class Reader(threading.Thread):

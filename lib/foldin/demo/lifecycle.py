@@ -31,7 +31,7 @@ def show_lifecycle(tables: Tables, config: Config, say: Callable[[str], None]) -
     say(f"trained {trained.model_version} on all {trained.events:,} events while the stream ran; it adopted the model")
     if newest.judgement is not None:
         scores = newest.judgement["scores"]
-        shown = ", ".join(f"{name} {score['ndcg']:.4f}" for name, score in scores.items())
+        shown = ", ".join(f"{name} {score['ndcg'] or 0:.4f}" for name, score in scores.items())
         say(f"judged before it served, by what {newest.judgement['users']:,} users took afterwards: NDCG {shown}")
 
     overdone = {"reg_param": 1000.0, "alpha": 1e-4}
