@@ -63,7 +63,8 @@ class Trainer:
             frame,
             {
                 "model_version": f"trial-{uuid.uuid4().hex}", "items": 12, "rank": rank,
-                "reg_param": config.train.reg_param, "alpha": config.train.alpha, "mode": config.train.mode, "nonnegative": False,
+                "reg_param": config.train.reg_param, "alpha": config.train.alpha,
+                "mode": config.train.mode, "nonnegative": False,
                 "history": HistoryDefinition.of(config).to_json(), "as_of_us": self.latest, "cut_version": 1,
             },
         )  # fmt: skip

@@ -7,6 +7,7 @@ import json
 import logging
 import secrets
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,36 +86,48 @@ def fit(strengths: DataFrame, config: Config, checkpoint_dir: str) -> tuple[ALSM
 
 @dataclass(frozen=True)
 class _Fitted:
-    """MLlib's model of some events, and what it was made of; `done` gives the cached frames back."""
+    """MLlib's model of some events, and what it was made of; `caches` holds the frames that are kept for it."""
 
     model: ALSModel
     users: DataFrame
-    items: DataFrame
     histories: DataFrame
-    strengths: DataFrame
     item_rows: DataFrame
     row: dict[str, Any]
     """What `models` is to say of it."""
+    caches: ExitStack
 
     def done(self) -> None:
         """Give the cached frames back."""
-        for frame in (self.strengths, self.histories, self.users, self.items):
-            frame.unpersist()
+        self.caches.close()
 
 
 def _fit(tables: Tables, events: DataFrame, cut: int, config: Config, version: str) -> _Fitted:
+    with ExitStack() as caches:  # given back at once if this fails
+        fitted = _fit_within(caches, tables, events, cut, config, version)
+        return replace(fitted, caches=caches.pop_all())
+
+
+def _fit_within(
+    caches: ExitStack, tables: Tables, events: DataFrame, cut: int, config: Config, version: str
+) -> _Fitted:
+    def kept(frame: DataFrame) -> DataFrame:
+        caches.callback(frame.unpersist)
+        return frame.persist()
+
     started, definition = time.monotonic(), HistoryDefinition.of(config)
     facts = events.agg(F.count("*").alias("events"), F.unix_micros(F.max("event_time")).alias("as_of_us")).first()
     if facts is None or facts["as_of_us"] is None:
         raise EmptyTrainingCutError("nothing to train on: the events table is empty; run ingest first")
     as_of_us = int(facts["as_of_us"])
-    users_histories = histories(slim(events, definition.types), definition.max_events).persist()
+    users_histories = kept(histories(slim(events, definition.types), definition.max_events))
     strengths = users_histories.select("user_id", "history").mapInArrow(user_strengths(definition, as_of_us), STRENGTHS)
-    strengths = strengths.persist()
+    strengths = kept(strengths)
     n_strengths = strengths.count()
     if n_strengths == 0:
         raise EmptyTrainingCutError("nothing to train on: no event in the cut has a weight other than 0")
     model, users, items = fit(strengths, config, tables.path("_checkpoints", "als"))
+    for frame in (users, items):
+        caches.callback(frame.unpersist)
     log.info(
         "ALS: rank %d, %d iterations on %s strengths, %.1f s",
         config.train.rank, config.train.iterations, f"{n_strengths:,}", time.monotonic() - started,
@@ -137,8 +150,9 @@ def _fit(tables: Tables, events: DataFrame, cut: int, config: Config, version: s
         "strengths": n_strengths,
         "foldin_version": foldin.__version__,
     }
-    item_rows = _item_rows(model, items, events, strengths, version)
-    return _Fitted(model, users, items, users_histories, strengths, item_rows, row)
+    names = kept(events.select("item_id").distinct().withColumn("item", F.xxhash64("item_id")))
+    item_rows = _item_rows(model, items, names, strengths, version)
+    return _Fitted(model, users, users_histories, item_rows, row, caches)
 
 
 def train(tables: Tables, config: Config, *, activate: bool = True, force: bool = False, tune: bool = False) -> Trained:
@@ -301,8 +315,7 @@ def _tuned(tables: Tables, events: DataFrame, cut: int, split: int | None, confi
     return found.config
 
 
-def _item_rows(model: ALSModel, items: DataFrame, events: DataFrame, strengths: DataFrame, version: str) -> DataFrame:
-    names = events.select("item_id").distinct().withColumn("item", F.xxhash64("item_id")).persist()
+def _item_rows(model: ALSModel, items: DataFrame, names: DataFrame, strengths: DataFrame, version: str) -> DataFrame:
     clash = names.groupBy("item").agg(F.collect_list("item_id").alias("ids")).where(F.size("ids") > 1).first()
     if clash is not None:
         raise FoldinError(f"items {clash['ids']} share the 64-bit hash {clash['item']}; rename one of them")
