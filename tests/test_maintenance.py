@@ -127,6 +127,21 @@ def test_vacuum_spares_what_a_commit_of_the_log_added_and_deletes_what_none_did(
     assert not (folder / "part-of-a-writer-that-died.parquet").exists()
 
 
+def test_file_counts_stay_flat_however_many_commits_come(folded, config, events_frame):
+    folder, counts = Path(folded.path(USER_FACTORS.name)), []
+    row = folded.read(USER_FACTORS).limit(1).persist()
+    for _ in range(3):
+        for _ in range(30):  # a commit a second, of a stream
+            folded.append(row, USER_FACTORS)
+        aged(folder, 60)
+        maintain(folded, config)
+        counts.append(len(list(folder.glob("**/*.parquet"))))
+    row.unpersist()
+    assert counts[1] <= counts[0] + 1
+    assert counts[2] <= counts[1] + 1
+    assert counts[2] < 30
+
+
 def older(spec, *without: str):
     """The table as an older foldin made it."""
     return replace(spec, schema=StructType([c for c in spec.schema if c.name not in without]), properties={})
