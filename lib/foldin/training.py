@@ -28,7 +28,7 @@ from foldin.search import as_toml, search
 from foldin.shipping import TRIAL
 from foldin.tables import Tables
 
-__all__ = ["EmptyTrainingCutError", "Trained", "fit", "train"]
+__all__ = ["EmptyTrainingCutError", "Trained", "fit", "model_of", "train"]
 
 log = logging.getLogger("foldin.train")
 
@@ -252,14 +252,24 @@ def _settings_of(active: Row, config: Config) -> Config:
     )
 
 
-def _trial_model(tables: Tables, events: DataFrame, cut: int, config: Config) -> Model:
-    """A model to be looked at, not to serve: nothing of it is written."""
-    # Workers know a model by its name: no two may share one.
-    fitted = _fit(tables, events, cut, config, f"{TRIAL}{secrets.token_hex(6)}")
+def model_of(tables: Tables, events: DataFrame, config: Config, name: str, *, cut: int = 0) -> Model:
+    """A model of some events to be looked at, not to serve: nothing of it is written.
+
+    Args:
+        name: no two models may share one, since workers know them by it; beginning with `TRIAL`.
+
+    Raises:
+        EmptyTrainingCutError: no event carries a weight.
+    """
+    fitted = _fit(tables, events, cut, config, name)
     try:
         return assemble(fitted.item_rows, fitted.row)
     finally:
         fitted.done()
+
+
+def _trial_model(tables: Tables, events: DataFrame, cut: int, config: Config) -> Model:
+    return model_of(tables, events, config, f"{TRIAL}{secrets.token_hex(6)}", cut=cut)
 
 
 def _judgement(
