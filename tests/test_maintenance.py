@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from pyspark.sql.types import StructType
 from foldin.compaction import compact
 from foldin.errors import MissingModelError, StateMismatchError
 from foldin.fold_in import FoldIn
+from foldin.lineage import lineage
 from foldin.maintenance import maintain, retention_hours
 from foldin.publishing import Publisher
 from foldin.registry import PromotionConflictError, Registry
-from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, USER_FACTORS, Position
+from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, TABLES, USER_FACTORS, Position
 from foldin.tables import Tables
 from foldin.training import train
 from world import ITEMS, bought, fold_once, latest_lists
@@ -170,3 +172,31 @@ def test_a_column_of_another_type_is_refused_by_name(spark, tmp_path):
     spark.sql("select 'a' model_version, 'one' sequence").write.format("delta").save(tables.path("models"))
     with pytest.raises(StateMismatchError, match=r"^models\.sequence is string, but this foldin needs bigint"):
         tables.upgrade(MODELS)
+
+
+@pytest.fixture
+def released(spark, tmp_path, config) -> Path:
+    """The tables that the first release of foldin made (commit 2d0d3b8 of 2026-11-24), as they were stored then."""
+    with tarfile.open(Path(__file__).parent / "data" / "tables-0.1.0.tar.xz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "tables"
+
+
+def test_stored_tables_of_the_first_release_are_brought_up_to_date_and_go_on(spark, released, config, events_frame):
+    before = {p.name: spark.read.format("delta").load(str(p)).count() for p in released.iterdir() if p.is_dir()}
+    columns = spark.read.format("delta").load(str(released / "models")).columns
+    assert "judgement" not in columns  # else it is no older table
+    assert not (released / "trials").exists()
+    tables = Tables.of(spark, config.tables)
+    maintain(tables, config)
+    for spec in TABLES:
+        assert set(tables.read(spec).columns) == set(spec.schema.names)
+        assert tables.read(spec).count() == before.get(spec.name, 0)
+    old = Registry(tables).active_version()
+    assert latest_lists(tables)["u1"]
+    tables.append(events_frame(bought("after the upgrade", "u2", "i1")), EVENTS)
+    assert fold_once(tables, config) > 0
+    new = train(tables, config).model_version
+    assert [version.model_version for version in lineage(tables)] == [new, old]
+    Publisher(tables, 3).activate(old, reason="rollback")
+    assert Registry(tables).active_version() == old
