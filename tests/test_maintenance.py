@@ -176,7 +176,7 @@ def test_a_column_of_another_type_is_refused_by_name(spark, tmp_path):
 
 @pytest.fixture
 def released(spark, tmp_path, config) -> Path:
-    """The tables that the first release of foldin made (commit 2d0d3b8 of 2026-11-24), as they were stored then."""
+    """The tables that the first release of foldin made (commit a9eeab5 of 2026-11-24), as they were stored then."""
     with tarfile.open(Path(__file__).parent / "data" / "tables-0.1.0.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path / "tables"
