@@ -44,7 +44,13 @@ def main() -> int:
     failed = []
     with tempfile.TemporaryDirectory(prefix="foldin-bench-", dir=options.work) as folder:
         settings = Settings(
-            options.items, options.rank, options.seed, Path(folder), options.master, options.driver_memory
+            options.items,
+            options.rank,
+            options.seed,
+            Path(folder),
+            options.master,
+            options.driver_memory,
+            options.bootstrap_bytes,
         )
         for name, section in _sections(options):
             progress(f"{name} begins")
@@ -71,6 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--master", default="local[2]", help="Spark's, of the bench's own sessions")
     parser.add_argument("--driver-memory", default="6g", help="heap of the bench's own sessions")
+    parser.add_argument("--bootstrap-bytes", default="256m", help="size of a micro-batch while a state is built")
     parser.add_argument("--warm-up", type=int, default=6, help="micro-batches left out")
     parser.add_argument("--turns", type=int, default=25, help="micro-batches measured")
     parser.add_argument("--merge-batches", type=int, default=6)

@@ -34,6 +34,7 @@ __all__ = [
     "Progress",
     "ProgressLog",
     "QueryContender",
+    "await_quiet",
     "cpu_seconds",
     "process_tree",
     "resident_bytes",
@@ -236,6 +237,20 @@ def cpu_seconds(root: int | None = None) -> float:
             continue
         ticks += sum(int(n) for n in fields[11:15])
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def await_quiet(seconds: float = 900.0) -> float:
+    """Wait until these processes have nothing to do, since RocksDB merges for minutes what it has just loaded; seconds.
+
+    Less than a fifth of a core over ten seconds is nothing; idle queries look for data twice a second.
+    """
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        before = cpu_seconds()
+        time.sleep(10)
+        if cpu_seconds() - before < 2.0:
+            break
+    return time.monotonic() - started
 
 
 def resident_bytes(root: int | None = None) -> int:

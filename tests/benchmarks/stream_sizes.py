@@ -15,6 +15,7 @@ from stream_queries import (
     Progress,
     ProgressLog,
     QueryContender,
+    await_quiet,
     resident_bytes,
 )
 from stream_report import Report, median, progress, quantile
@@ -91,6 +92,9 @@ def _in_turns(
             batch = world.next_batch()
             for contender, label in ((copy, "copy stream"), (product, name)):
                 taken[label].append(contender.take(batch))
+            if turn == 0:  # the state has been loaded for it
+                waited = await_quiet()
+                progress(f"{plan.users:,} users: quiet after {waited:.0f} s")
             if turn % 5 == 0:
                 shown = ", ".join(f"{label} {_seconds(rows[-1]):.2f} s" for label, rows in taken.items())
                 progress(f"{plan.users:,} users, batch {turn}: {shown}")

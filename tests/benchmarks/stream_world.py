@@ -43,6 +43,8 @@ class Settings:
     work: Path
     master: str
     driver_memory: str
+    bootstrap_bytes: str
+    """fold_in.max_bytes_per_trigger while a state is built: each micro-batch writes again the users that it touches."""
 
 
 def session(settings: Settings) -> SparkSession:
@@ -86,7 +88,7 @@ class World:
         return self.root / "_checkpoints" / "fold_in"
 
     def bootstrap(self, *, lists: bool) -> float:
-        """Build a new state with the product's own settings, for factors alone or for lists too; seconds."""
+        """Build a new state, for factors alone or for lists too; seconds."""
         shutil.rmtree(self.checkpoint, ignore_errors=True)
         registry = Registry(self.tables)
         promotion = registry.promotion()
@@ -95,9 +97,8 @@ class World:
             # Batches of an earlier section are no backlog to refold.
             registry.promote(_MODEL, end, reason="benchmark", expected=registry.read())
         started = time.monotonic()
-        FoldIn(self.tables, load_config(sets=[f"tables.root={self.root}", f"fold_in.lists={str(lists).lower()}"])).run(
-            once=True
-        )
+        sets = [f"fold_in.lists={str(lists).lower()}", f"fold_in.max_bytes_per_trigger={self.settings.bootstrap_bytes}"]
+        FoldIn(self.tables, load_config(sets=[f"tables.root={self.root}", *sets])).run(once=True)
         return time.monotonic() - started
 
     def next_batch(self, events: int = BATCH_EVENTS) -> DataFrame:
