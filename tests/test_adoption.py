@@ -62,6 +62,7 @@ def test_a_model_that_is_asked_for_is_adopted_by_the_stream_without_an_event(fol
 def test_after_an_adoption_a_batch_folds_its_own_users_and_no_others(folded, config, candidate, events_frame):
     registry = Registry(folded)
     expected, caught_up = registry.read(), Position.after(folded.version(EVENTS))
+    Publisher(folded, 3).catch_up(candidate, registry.load(candidate).cut, caught_up)
     folded.append(events_frame(bought("a", "u5", "i0")), EVENTS)
     fold_once(folded, config)
     registry.promote(candidate, caught_up, reason="test", expected=expected)  # u5 is not caught up with
