@@ -65,7 +65,7 @@ def test_appends_beside_merges_lose_nothing(tables, events_frame):
     assert files(tables, EVENTS) == 1
 
 
-def test_a_merge_that_fails_is_told_and_the_other_tables_have_theirs(tables, events_frame, caplog):
+def test_a_merge_that_fails_is_told_and_the_other_tables_have_theirs(tables, make_config, events_frame, caplog):
     for k in range(2):
         tables.append(events_frame(bought(f"{k}", "u", "i")), EVENTS)
     log = Path(tables.path(METRICS.name), "_delta_log")
@@ -73,18 +73,18 @@ def test_a_merge_that_fails_is_told_and_the_other_tables_have_theirs(tables, eve
     batches = []
     with (
         caplog.at_level(logging.WARNING, "foldin.compaction"),
-        Compactor(tables, (METRICS, EVENTS), every=2) as compactor,
+        Compactor(tables, (METRICS, EVENTS), make_config("tables.compact_every=2").tables) as compactor,
     ):
         process = compactor.after(lambda _, batch_id: batches.append(batch_id))
         process(None, 0)
         process(None, 1)
     assert batches == [0, 1]
     assert compactor.rounds == 1
-    assert caplog.text.count("metrics: small files are not merged this time") == 1
+    assert caplog.text.count("metrics: small files are not merged, or the log is not trimmed, this time") == 1
     assert files(tables, EVENTS) == 1
 
 
-def test_never_means_never(tables):
-    with Compactor(tables, (EVENTS,), every=0) as compactor:
+def test_never_means_never(tables, make_config):
+    with Compactor(tables, (EVENTS,), make_config("tables.compact_every=0").tables) as compactor:
         compactor.after(lambda _batch, _batch_id: None)(None, 0)
     assert compactor.rounds == 0

@@ -1,4 +1,4 @@
-"""Small files merged in passing: a query that appends every second looks after the tables that it appends to.
+"""Small files merged and logs trimmed in passing: a query that appends every second looks after its tables.
 
 Every append adds a file and an entry to the table's state, which Delta reads again for each commit: 80,000 files raise
 the median append from 0.40 to 0.58 s. So after every so many micro-batches a thread of the query runs OPTIMIZE over
@@ -15,9 +15,11 @@ from types import TracebackType
 
 from pyspark.sql import DataFrame
 
+from foldin.config import TablesConfig
 from foldin.errors import reason_of
 from foldin.schemas import TableSpec
 from foldin.tables import Tables
+from foldin.trimming import trim
 
 __all__ = ["Compactor", "compact"]
 
@@ -48,7 +50,7 @@ def compact(tables: Tables, spec: TableSpec) -> tuple[int, int]:
 
 
 class Compactor:
-    """Merges the small files of some tables after every `every` micro-batches, on a thread of its own (`with`).
+    """Merges small files and trims logs of some tables after every `every` micro-batches, on its own thread (`with`).
 
     What goes wrong in here is logged and tried again a round later; the stream goes on.
 
@@ -56,9 +58,10 @@ class Compactor:
         rounds: merges of all tables begun, those skipped because one took too long counted in.
     """
 
-    def __init__(self, tables: Tables, specs: Iterable[TableSpec], every: int) -> None:
-        """`every`: micro-batches from one round to the next; 0 for never."""
-        self._tables, self._specs, self._every = tables, tuple(specs), every
+    def __init__(self, tables: Tables, specs: Iterable[TableSpec], config: TablesConfig) -> None:
+        """`config.compact_every`: micro-batches from one round to the next; 0 for never."""
+        self._tables, self._specs, self._every = tables, tuple(specs), config.compact_every
+        self._minutes = config.log_minutes
         self._batches = self.rounds = 0
         self._wake = threading.Event()
         self._ended = False
@@ -101,9 +104,14 @@ class Compactor:
         started = time.monotonic()
         try:
             removed, added = compact(self._tables, spec)
+            gone = trim(self._tables, spec, self._minutes)
         except Exception as error:  # the stream owes nothing to a merge
-            log.warning("%s: small files are not merged this time: %s", spec.name, reason_of(error))
+            log.warning(
+                "%s: small files are not merged, or the log is not trimmed, this time: %s", spec.name, reason_of(error)
+            )
             log.debug("%s", spec.name, exc_info=True)
             return
         seconds = time.monotonic() - started
-        log.info("%s: %d small files merged into %d, %.1f s", spec.name, removed, added, seconds)
+        log.info(
+            "%s: %d small files merged into %d, %d commits trimmed, %.1f s", spec.name, removed, added, gone, seconds
+        )

@@ -59,6 +59,8 @@ class TablesConfig(Section):
     """"catalog.schema" or "schema" for tables by name; empty for tables by path."""
     compact_every: int = Field(ge=0)
     """Micro-batches of a stream after which it merges the small files of the tables that it appends to; 0: never."""
+    log_minutes: int = Field(ge=1, le=2 * 24 * 60)
+    """Minutes of commits that the log of a table has at least, for streams of your own over foldin's tables."""
 
 
 class EventsConfig(Section):

@@ -86,7 +86,7 @@ class FoldIn:
         stop = stop or GracefulStop()
         events = observe_arrival(events, "ingested_at")
         with (
-            Compactor(self.tables, (*self.publisher.written, METRICS), settings.tables.compact_every) as compactor,
+            Compactor(self.tables, (*self.publisher.written, METRICS), settings.tables) as compactor,
             Monitor(self.tables, settings, "fold_in", self.checkpoint, stop) as self.monitor,
             self._adopter() as self.adopter,
         ):

@@ -80,7 +80,7 @@ class Ingest:
             source = self._source()
             with (
                 Lease(self.checkpoint, lease_seconds) as lease,
-                Compactor(self.tables, (EVENTS, QUARANTINE, INGEST_LOG), self.config.tables.compact_every) as compactor,
+                Compactor(self.tables, (EVENTS, QUARANTINE, INGEST_LOG), self.config.tables) as compactor,
                 Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False) as monitor,
             ):
                 process = monitor.around(compactor.after(self._process))

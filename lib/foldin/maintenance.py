@@ -1,4 +1,4 @@
-"""What keeps the tables as quick as on their first day: small files merged, dead ones deleted, old models retired.
+"""What keeps the tables as quick as on their first day: files merged, dead ones deleted, logs trimmed, models retired.
 
 All of it is safe beside running streams and trainings. OPTIMIZE moves rows without changing them; a model is retired
 by dropping partitions that nobody appends to any more; and VACUUM spares every file that a commit of the log added: a
@@ -21,6 +21,7 @@ from foldin.config import Config
 from foldin.registry import PromotionConflictError, Registry
 from foldin.schemas import ITEM_FACTORS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
 from foldin.tables import Tables
+from foldin.trimming import trim
 
 __all__ = ["Maintained", "maintain", "retention_hours"]
 
@@ -66,9 +67,11 @@ def maintain(tables: Tables, config: Config) -> Maintained:
         files[spec.name] = compact(tables, spec)
         retention[spec.name] = retention_hours(tables, spec)
         _vacuum(tables, spec, retention[spec.name])
+        trimmed = trim(tables, spec, config.tables.log_minutes) if spec.trimmed else 0
         log.info(
-            "%s: %d small files merged into %d; what was replaced more than %d hours ago is deleted, %.1f s",
-            spec.name, *files[spec.name], retention[spec.name], time.monotonic() - started,
+            "%s: %d small files merged into %d; what was replaced more than %d hours ago is deleted; "
+            "%d commits trimmed, %.1f s",
+            spec.name, *files[spec.name], retention[spec.name], trimmed, time.monotonic() - started,
         )  # fmt: skip
     return Maintained(tuple(upgraded), retired, files, retention)
 

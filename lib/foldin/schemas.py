@@ -80,6 +80,11 @@ class TableSpec:
     grows: bool = False
     """It has got columns since its first release: whoever opens it to write looks whether they are there."""
 
+    @property
+    def trimmed(self) -> bool:
+        """It is appended to every second: its log is kept short."""
+        return "delta.logRetentionDuration" in self.properties
+
 
 def _columns(*columns: tuple[str, DataType, str]) -> StructType:
     return StructType([StructField(n, kind, True, {"comment": about}) for n, kind, about in columns])

@@ -29,6 +29,7 @@ from foldin.judging import HeldOut, sides, split_time
 from foldin.registry import Model
 from foldin.schemas import EVENTS, TRIALS
 from foldin.tables import Tables
+from foldin.trimming import Hold
 
 if TYPE_CHECKING:
     import optuna
@@ -90,6 +91,7 @@ def search(tables: Tables, config: Config, cut_version: int, until_us: int, trai
     """
     optuna = _optuna()
     study, done = _open_study(tables, config, cut_version, until_us)
+    Hold(tables, "search", EVENTS, study.cut_version).take()  # beyond this run: the study may be gone on with
     before, after = sides(tables.read(EVENTS, version=study.cut_version), study.split_us)
     after = after.where(F.unix_micros("event_time") < study.until_us)
     definition = HistoryDefinition.of(config)

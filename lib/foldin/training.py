@@ -27,6 +27,7 @@ from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, STRENGTHS, USE
 from foldin.search import as_toml, search
 from foldin.shipping import TRIAL
 from foldin.tables import Tables
+from foldin.trimming import Hold
 
 __all__ = ["EmptyTrainingCutError", "Trained", "fit", "model_of", "train"]
 
@@ -167,8 +168,14 @@ def train(tables: Tables, config: Config, *, activate: bool = True, force: bool 
         FoldinError: two items share a 64-bit hash.
         RejectedModelError: the model is a candidate, but must not serve.
     """
-    started = time.monotonic()
     cut = tables.version(EVENTS)
+    # Until the stream has caught up from the cut, the log must have what came after it.
+    with Hold(tables, f"train-{secrets.token_hex(3)}", EVENTS, cut):
+        return _train(tables, cut, config, activate=activate, force=force, tune=tune)
+
+
+def _train(tables: Tables, cut: int, config: Config, *, activate: bool, force: bool, tune: bool) -> Trained:
+    started = time.monotonic()
     events = tables.read(EVENTS, version=cut)
     publisher = Publisher(tables, config.recommend.top_n)
     active = _active(publisher.registry)

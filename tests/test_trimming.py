@@ -1,0 +1,166 @@
+"""Logs kept short, and whoever is still to read a commit finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from foldin.checkpoints import Checkpoint
+from foldin.fold_in import FoldIn
+from foldin.schemas import EVENTS, MODELS, TABLES, USER_FACTORS
+from foldin.training import train
+from foldin.trimming import Hold, needed, trim
+from world import ITEMS, bought, fold_once
+
+
+def log_of(tables, spec) -> Path:
+    return Path(tables.path(spec.name), "_delta_log")
+
+
+def commits(tables, spec) -> list[int]:
+    return sorted(int(file.stem) for file in log_of(tables, spec).glob("*.json"))
+
+
+def aged(tables, spec, minutes: float, versions=None) -> None:
+    """The log's files as if they had been written so long ago, in their order."""
+    for file in log_of(tables, spec).iterdir():
+        number = file.name.lstrip(".")[:20]
+        if number.isdigit() and (versions is None or int(number) in versions):
+            then = time.time() - 60 * (minutes - int(number))
+            os.utime(file, (then, then))
+
+
+def append(tables, events_frame, numbers) -> None:
+    for k in numbers:
+        tables.append(events_frame(bought(f"x{k}", f"u{k % 4}", ITEMS[k % len(ITEMS)])), EVENTS)
+
+
+def test_a_log_loses_what_nobody_reads_and_the_table_nothing(tables, events_frame):
+    append(tables, events_frame, range(25))
+    aged(tables, EVENTS, 60)
+    append(tables, events_frame, range(25, 28))
+    rows = tables.read(EVENTS).count()
+    assert needed(tables, EVENTS) is None
+    gone = trim(tables, EVENTS, 3)
+    left = commits(tables, EVENTS)
+    assert gone >= 15
+    assert len(left) == 29 - gone
+    assert left[-4:] == [25, 26, 27, 28]  # the young ones, and at least one before them
+    assert all(int(file.name[:20]) >= left[0] for file in log_of(tables, EVENTS).glob("0*"))
+    assert tables.read(EVENTS).count() == rows == 28
+    append(tables, events_frame, [28])
+    assert tables.read(EVENTS).count() == 29
+    assert trim(tables, EVENTS, 3) == 0
+
+
+def test_a_stream_that_stands_still_finds_every_commit_that_it_has_not_read(folded, config, events_frame):
+    append(folded, events_frame, range(12))
+    assert fold_once(folded, config) == 4
+    append(folded, events_frame, range(12, 40))
+    aged(folded, EVENTS, 600)
+    at = FoldIn(folded, config).checkpoint.delta_offset(1).position.version
+    trim(folded, EVENTS, 1)
+    assert 0 < commits(folded, EVENTS)[0] <= at  # something has gone, and all that it needs is there
+    assert fold_once(folded, config) == 4
+    assert folded.read(EVENTS).count() == sum(
+        row["events"] for row in folded.read(USER_FACTORS).groupBy("user_id").agg({"events": "max"})
+        .withColumnRenamed("max(events)", "events").collect()
+    )  # fmt: skip
+    aged(folded, EVENTS, 600)
+    trim(folded, EVENTS, 1)
+    assert commits(folded, EVENTS)[0] > at  # it has read them
+
+
+def test_a_replayed_batch_finds_what_its_first_attempt_has_written(folded, config, events_frame):
+    append(folded, events_frame, [0])
+    fold_once(folded, config)
+    checkpoint = FoldIn(folded, config).checkpoint
+    last = max(int(name) for name in checkpoint.list("commits"))
+    for _ in range(15):  # somebody else's: models change, users are refolded
+        folded.append(folded.read(USER_FACTORS).limit(1), USER_FACTORS)
+    aged(folded, USER_FACTORS, 600)
+    trim(folded, USER_FACTORS, 1)
+    before = folded.read(USER_FACTORS).count()
+    checkpoint.delete(f"commits/{last}")  # killed just before it was done
+    fold_once(folded, config)
+    assert folded.read(USER_FACTORS).count() == before
+    assert needed(folded, USER_FACTORS) is not None
+
+
+def test_a_query_in_its_first_batch_holds_the_whole_log(folded, config):
+    checkpoint = FoldIn(folded, config).checkpoint
+    for name in ("commits", "offsets"):
+        for number in checkpoint.list(name):
+            checkpoint.delete(f"{name}/{number}")
+    assert needed(folded, EVENTS) == 0
+
+
+def test_who_reads_a_version_can_do_so_as_long_as_it_holds_it(tables, events_frame):
+    append(tables, events_frame, range(14))
+    cut = tables.version(EVENTS)
+    append(tables, events_frame, range(14, 40))
+    aged(tables, EVENTS, 600)
+    with Hold(tables, "me", EVENTS, cut):
+        trim(tables, EVENTS, 1)
+        assert 0 < commits(tables, EVENTS)[0] <= cut
+        assert tables.read(EVENTS, version=cut).count() == 14
+        assert tables.appended(EVENTS, cut + 1, tables.version(EVENTS)).count() == 26
+    trim(tables, EVENTS, 1)
+    assert commits(tables, EVENTS)[0] > cut
+
+
+def test_a_hold_of_a_process_that_was_killed_ends_after_two_days(tables, events_frame):
+    Hold(tables, "killed", EVENTS, 3).take()
+    Hold(tables, "alive", EVENTS, 5).take()
+    assert needed(tables, EVENTS) == 3
+    file = Path(tables.path("_checkpoints", "holds", "killed"))
+    os.utime(file, (time.time() - 49 * 3600,) * 2)
+    assert needed(tables, EVENTS) == 5
+    assert not file.exists()
+    assert needed(tables, MODELS) is None
+
+
+def test_a_reader_that_was_down_for_more_than_two_days_is_not_waited_for(tables, events_frame):
+    append(tables, events_frame, range(25))
+    aged(tables, EVENTS, 60 * 49)
+    append(tables, events_frame, [25])
+    Hold(tables, "me", EVENTS, 2).take()
+    assert trim(tables, EVENTS, 3) >= 15
+
+
+def test_a_training_holds_its_cut_until_its_model_is_in_force(folded, config, monkeypatch):
+    seen = []
+
+    def looked(*_args, **_named) -> bool:
+        seen.append(needed(folded, EVENTS))
+        return True
+
+    cut = folded.version(EVENTS)
+    monkeypatch.setattr("foldin.training.bring_into_force", looked)
+    Checkpoint(folded.spark, folded.path("_checkpoints")).delete("fold_in")
+    train(folded, config)
+    assert seen == [cut]
+    assert needed(folded, EVENTS) is None
+
+
+@pytest.mark.parametrize("spec", TABLES, ids=lambda spec: spec.name)
+def test_only_tables_that_grow_by_the_second_are_trimmed(spec):
+    assert spec.trimmed == (spec.name not in ("item_factors", "models", "trials"))
+
+
+@pytest.mark.parametrize(("done", "before"), [(3, 9), (9, 3), (0, 0)])
+def test_the_slowest_of_several_readers_counts(tables, done, before):
+    root = Path(tables.path("_checkpoints"))
+    for name, file, content in (
+        ("ingest", "admission/7", {"events": [before, before + 1]}),
+        ("fold_in", "pins/7", {"model_version": "m", "since": {"user_factors": done}}),
+        ("holds", "x", {"events": done}),
+    ):
+        (root / name / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / name / file).write_text(json.dumps(content))
+    assert needed(tables, EVENTS) == min(before, done)
+    assert needed(tables, USER_FACTORS) == done
