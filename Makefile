@@ -11,7 +11,7 @@ export PYSPARK_PYTHON := $(CURDIR)/$(PY)
 export PYTHON
 
 # What `make test` leaves out; `make test MARKERS=chaos` runs just that.
-SLOW := realdata or chaos or cluster or kafka or notebooks or benchmark
+SLOW := lifecycle or realdata or chaos or cluster or kafka or notebooks or benchmark
 MARKERS = not ($(SLOW))
 DATA ?=
 SIZE ?=
@@ -19,7 +19,7 @@ ARGS ?=
 KILLS ?= 8
 SEED ?=
 
-.PHONY: help setup setup-bench demo test test-data chaos kafka check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
+.PHONY: help setup setup-bench demo test test-lifecycle test-data chaos kafka check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -39,6 +39,9 @@ demo: setup ## Run the whole loop on generated events (SIZE=...) or real ones (D
 
 test: setup ## Run the tests but the slow kinds; MARKERS=chaos (cluster, kafka, ...) runs one; ARGS=...
 	@$(PY) -m pytest -m "$(MARKERS)" $(ARGS)
+
+test-lifecycle: setup ## Run the tests of a model's life: judged, searched, adopted, rolled back, and of upkeep
+	@$(PY) -m pytest -m "lifecycle and not chaos" $(ARGS)
 
 test-data: setup ## Run the tests on the real event logs (FOLDIN_DATA, default ../shared/data)
 	@$(PY) -m pytest -m realdata $(ARGS)

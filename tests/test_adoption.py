@@ -19,6 +19,8 @@ from foldin.streaming import GracefulStop
 from foldin.training import train
 from world import assert_same_vectors, bought, fold_once, latest_lists, latest_vectors, vectors
 
+pytestmark = pytest.mark.lifecycle
+
 
 def by_definition(tables, version: str) -> dict[str, np.ndarray]:
     """Every user's history as of now, solved under the version."""

@@ -16,6 +16,8 @@ from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS
 from foldin.training import _trial_model, train
 from world import ITEMS, bought
 
+pytestmark = pytest.mark.lifecycle
+
 
 def day(n: int) -> str:
     return f"2025-03-{1 + n:02d} 00:00:00"

@@ -24,6 +24,8 @@ from foldin.tables import Tables
 from foldin.training import train
 from world import ITEMS, bought, fold_once, latest_lists
 
+pytestmark = pytest.mark.lifecycle
+
 
 def versions_in(tables, spec) -> set[str]:
     return {row[0] for row in tables.read(spec).select("model_version").distinct().collect()}

@@ -19,6 +19,8 @@ from foldin.search import apply, as_toml, configured, search
 from foldin.training import train
 from world import ITEMS, bought
 
+pytestmark = pytest.mark.lifecycle
+
 SMALL = ("judge.k=4", "judge.holdout=0.25", "search.rank=[2, 8]", "search.trials=4")
 
 

@@ -16,6 +16,8 @@ from foldin.training import train
 from foldin.trimming import Hold, needed, trim
 from world import ITEMS, bought, fold_once
 
+pytestmark = pytest.mark.lifecycle
+
 
 def log_of(tables, spec) -> Path:
     return Path(tables.path(spec.name), "_delta_log")
