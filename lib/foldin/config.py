@@ -438,7 +438,10 @@ def _apply_set(data: dict[str, Any], text: str) -> dict[str, Any]:
 def _nearest(model: type[BaseModel], loc: tuple[int | str, ...]) -> str:
     """The nearest key of the section that `loc` points into, or else of any section, as the end of a sentence."""
     fields: dict[str, Any] = dict(model.model_fields)
-    elsewhere = {key: f"{s}.{key}" for s, f in fields.items() for key in _keys(f.annotation)}
+    elsewhere: dict[str, str] = {}
+    for section, field in fields.items():
+        for key in _keys(field.annotation):
+            elsewhere.setdefault(key, f"{section}.{key}")  # [search] has the names of what it varies
     for part in loc[:-1]:
         field = fields.get(str(part))
         fields = _keys(field.annotation) if field is not None else {}

@@ -65,9 +65,9 @@ def maintain(tables: Tables, config: Config) -> Maintained:
     for spec in TABLES:
         started = time.monotonic()
         files[spec.name] = compact(tables, spec)
+        trimmed = trim(tables, spec, config.tables.log_minutes) if spec.trimmed else 0
         retention[spec.name] = retention_hours(tables, spec)
         _vacuum(tables, spec, retention[spec.name])
-        trimmed = trim(tables, spec, config.tables.log_minutes) if spec.trimmed else 0
         log.info(
             "%s: %d small files merged into %d; what was replaced more than %d hours ago is deleted; "
             "%d commits trimmed, %.1f s",
