@@ -23,8 +23,9 @@ from foldin.errors import FoldinError, MissingModelError, RejectedModelError, St
 from foldin.leases import holder_of
 from foldin.publishing import Publisher
 from foldin.registry import Model, Promotion, PromotionConflictError, State
-from foldin.schemas import Position
+from foldin.schemas import EVENTS, Position
 from foldin.tables import Tables
+from foldin.trimming import Hold
 
 __all__ = ["Adopted", "Adopter", "bring_into_force", "last_adopted"]
 
@@ -176,13 +177,15 @@ class Adopter:
             return
         so_far = self.reached
         assert so_far is not None
-        users = self.publisher.catch_up(model_version, model.cut, so_far)
-        with self.batches:
-            if self.reached is None or (self._ended.is_set() and self._thread is threading.current_thread()):
-                return  # a batch has failed, or the query is to end: the request stands for the next start
-            users += self._rest(model_version, so_far)
-            registry.promote(model_version, self.reached, reason="adopted by the stream", expected=before)
-            self._done(model_version)
+        # The first pass may take long, and the second must find what came meanwhile.
+        with Hold(self.publisher.tables, f"adopt-{model_version}", EVENTS, so_far.version):
+            users = self.publisher.catch_up(model_version, model.cut, so_far)
+            with self.batches:
+                if self.reached is None or (self._ended.is_set() and self._thread is threading.current_thread()):
+                    return  # a batch has failed, or the query is to end: the request stands for the next start
+                users += self._rest(model_version, so_far)
+                registry.promote(model_version, self.reached, reason="adopted by the stream", expected=before)
+                self._done(model_version)
         seconds = time.monotonic() - started
         log.info("model %s adopted: %s users refolded, %.1f s", model_version, f"{users:,}", seconds)
 

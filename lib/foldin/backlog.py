@@ -58,16 +58,18 @@ class DeltaBacklog:
             start += 1
         for version in [v for v in self._commits if v < start]:
             del self._commits[version]
-        version, read = start, 0
+        version, read, gone = start, 0, False
         while version in self._commits or read < _COMMITS_A_LOOK:
             if version not in self._commits:
                 text = self.log.read(f"{version:020d}.json")
                 if text is None:
+                    # The commit before what waits is there as long as the stream can go on.
+                    gone = version == start > 0 and self.log.read(f"{start - 1:020d}.json") is None
                     break
                 self._commits[version] = parse_commit(version, text, self.log.path)
                 read += 1
             version += 1
-        complete = read < _COMMITS_A_LOOK and not offset.in_snapshot
+        complete = read < _COMMITS_A_LOOK and not offset.in_snapshot and not gone
         files = size = 0
         since: float | None = None
         for at in range(start, version):

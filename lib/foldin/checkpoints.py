@@ -16,9 +16,11 @@ from pyspark.sql import SparkSession
 from foldin.errors import FoldinError, StateMismatchError
 from foldin.schemas import Position
 
-__all__ = ["Checkpoint", "Offset"]
+__all__ = ["REPLAYS", "Checkpoint", "Offset"]
 
 FINGERPRINT = "foldin.json"
+REPLAYS = "replay_quarantine"
+"""Folder of the checkpoints of runs over `quarantine`."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,16 @@ class Checkpoint:
         """When a file was written, seconds since the epoch."""
         fs, path = self._resolve(name)
         return float(fs.getFileStatus(path).getModificationTime()) / 1000
+
+    def modified_if_there(self, name: str) -> float | None:
+        """The same; None where there is no such file."""
+        fs, path = self._resolve(name)
+        try:
+            return self.modified(name)
+        except Py4JJavaError:
+            if fs.exists(path):
+                raise
+            return None
 
     def delete(self, name: str) -> None:
         """Delete a file or folder, if it is there."""

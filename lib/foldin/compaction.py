@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from pyspark.sql import DataFrame
@@ -98,20 +99,22 @@ class Compactor:
             while self._batches // self._every > self.rounds:
                 self.rounds = self._batches // self._every
                 for spec in self._specs:
-                    self._compact(spec)
+                    self._look_after(spec)
 
-    def _compact(self, spec: TableSpec) -> None:
-        started = time.monotonic()
-        try:
-            removed, added = compact(self._tables, spec)
-            gone = trim(self._tables, spec, self._minutes)
-        except Exception as error:  # the stream owes nothing to a merge
-            log.warning(
-                "%s: small files are not merged, or the log is not trimmed, this time: %s", spec.name, reason_of(error)
-            )
-            log.debug("%s", spec.name, exc_info=True)
-            return
-        seconds = time.monotonic() - started
-        log.info(
-            "%s: %d small files merged into %d, %d commits trimmed, %.1f s", spec.name, removed, added, gone, seconds
-        )
+    def _look_after(self, spec: TableSpec) -> None:
+        started, done = time.monotonic(), []
+        with _told(spec, "small files are not merged this time"):
+            done.append("{} small files merged into {}".format(*compact(self._tables, spec)))
+        with _told(spec, "the log is not trimmed this time"):
+            done.append(f"{trim(self._tables, spec, self._minutes)} commits trimmed")
+        log.info("%s: %s, %.1f s", spec.name, ", ".join(done) or "nothing done", time.monotonic() - started)
+
+
+@contextmanager
+def _told(spec: TableSpec, what: str) -> Iterator[None]:
+    """What fails within is logged, no more: a stream owes nothing to its tables' upkeep."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s: %s", spec.name, what, reason_of(error))
+        log.debug("%s", spec.name, exc_info=True)

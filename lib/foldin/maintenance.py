@@ -12,12 +12,14 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
 from foldin.checkpoints import Checkpoint
 from foldin.commits import CommitLog
 from foldin.compaction import compact
 from foldin.config import Config
+from foldin.errors import FoldinError, reason_of
 from foldin.registry import PromotionConflictError, Registry
 from foldin.schemas import ITEM_FACTORS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
 from foldin.tables import Tables
@@ -65,7 +67,7 @@ def maintain(tables: Tables, config: Config) -> Maintained:
     for spec in TABLES:
         started = time.monotonic()
         files[spec.name] = compact(tables, spec)
-        trimmed = trim(tables, spec, config.tables.log_minutes) if spec.trimmed else 0
+        trimmed = _trim(tables, spec, config.tables.log_minutes) if spec.trimmed else 0
         retention[spec.name] = retention_hours(tables, spec)
         _vacuum(tables, spec, retention[spec.name])
         log.info(
@@ -74,6 +76,14 @@ def maintain(tables: Tables, config: Config) -> Maintained:
             spec.name, *files[spec.name], retention[spec.name], trimmed, time.monotonic() - started,
         )  # fmt: skip
     return Maintained(tuple(upgraded), retired, files, retention)
+
+
+def _trim(tables: Tables, spec: TableSpec, minutes: int) -> int:
+    try:
+        return trim(tables, spec, minutes)
+    except (FoldinError, Py4JJavaError) as error:  # a stream that trims its log at the same moment; the next run will
+        log.warning("%s: the log is not trimmed this time: %s", spec.name, reason_of(error))
+        return 0
 
 
 def _vacuum(tables: Tables, spec: TableSpec, hours: int) -> None:

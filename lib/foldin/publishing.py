@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from foldin.registry import Model, Promotion, Registry, State
 from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position, TableSpec
 from foldin.shipping import ShippedModel
 from foldin.tables import Tables
+from foldin.trimming import Hold
 
 __all__ = ["Publisher"]
 
@@ -130,12 +132,14 @@ class Publisher:
             PromotionConflictError: another promotion came first.
         """
         expected = expected or self.registry.read()
-        until = Position.after(self.tables.version(EVENTS))
-        count = self.catch_up(model_version, self.model(model_version).cut, until)
-        log.info("caught up to %s: %d users refolded", until, count)
-        promotion = self.registry.promote(model_version, until, reason=reason, expected=expected)
-        now = Position.after(self.tables.version(EVENTS))
-        if until < now:
-            # A stream that ran meanwhile and has ended folded these under the version before.
-            self.catch_up(model_version, until, now)
+        version = self.tables.version(EVENTS)
+        until = Position.after(version)
+        with Hold(self.tables, f"activate-{secrets.token_hex(3)}", EVENTS, version):
+            count = self.catch_up(model_version, self.model(model_version).cut, until)
+            log.info("caught up to %s: %d users refolded", until, count)
+            promotion = self.registry.promote(model_version, until, reason=reason, expected=expected)
+            now = Position.after(self.tables.version(EVENTS))
+            if until < now:
+                # A stream that ran meanwhile and has ended folded these under the version before.
+                self.catch_up(model_version, until, now)
         return promotion

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from foldin.checkpoints import Checkpoint
+from foldin.checkpoints import REPLAYS, Checkpoint
 from foldin.config import Config
 from foldin.events import NOT_UTF8
 from foldin.ingest import Ingest
@@ -22,8 +22,6 @@ from foldin.unreadable import UNREADABLE
 __all__ = ["replay_quarantine"]
 
 log = logging.getLogger("foldin.ingest")
-
-_NAME = "replay_quarantine"
 
 
 def replay_quarantine(tables: Tables, config: Config, mapping: Mapping, *, stop: GracefulStop | None = None) -> Account:
@@ -40,7 +38,7 @@ def replay_quarantine(tables: Tables, config: Config, mapping: Mapping, *, stop:
         FoldinError: as `Ingest.run`.
     """
     stop = stop or GracefulStop()
-    runs = Checkpoint(tables.spark, tables.path("_checkpoints", _NAME))
+    runs = Checkpoint(tables.spark, tables.path("_checkpoints", REPLAYS))
     found = {int(name.removesuffix(".done")) for name in runs.list("") if name.removesuffix(".done").isdigit()}
     for number in sorted(found):
         if runs.read(f"{number}.done") is None:
@@ -78,7 +76,7 @@ class _Replay(Ingest):
 
     def __init__(self, tables: Tables, config: Config, mapping: Mapping, checkpoint: Checkpoint) -> None:
         super().__init__(tables, config, mapping)
-        self.name, self.checkpoint = _NAME, checkpoint
+        self.name, self.checkpoint = REPLAYS, checkpoint
 
     @property
     def _reads_files(self) -> bool:

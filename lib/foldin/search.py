@@ -91,7 +91,8 @@ def search(tables: Tables, config: Config, cut_version: int, until_us: int, trai
     """
     optuna = _optuna()
     study, done = _open_study(tables, config, cut_version, until_us)
-    Hold(tables, "search", EVENTS, study.cut_version).take()  # beyond this run: the study may be gone on with
+    hold = Hold(tables, study.name, EVENTS, study.cut_version)
+    hold.rest()  # beyond this run: the study may be gone on with
     before, after = sides(tables.read(EVENTS, version=study.cut_version), study.split_us)
     after = after.where(F.unix_micros("event_time") < study.until_us)
     definition = HistoryDefinition.of(config)
@@ -113,6 +114,8 @@ def search(tables: Tables, config: Config, cut_version: int, until_us: int, trai
         trials = _Search(optuna, config, done, attempt).run()
     finally:
         held_out.done()
+    if len(trials) >= config.search.trials:
+        hold.drop()
     scored = [trial for trial in trials if trial.score is not None]
     if not scored:
         why = trials[0].failure if trials else "no trial fits into the budget"

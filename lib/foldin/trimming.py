@@ -1,9 +1,9 @@
 """Logs kept short: what a table's readers are past is deleted from its `_delta_log`, so that a commit stays cheap.
 
 Delta lists the whole log several times a micro-batch, 10 µs a file on a local disk, and by itself it deletes what is
-older than two days, once a day: at a commit a second a stream would take twice as long within a quarter of an hour.
-So the streams trim the logs of the tables that they append to, in passing: up to a few minutes ago, but never past
-the commit at which a reader of foldin goes on, were it stopped: a query by its checkpoint, a training by its `Hold`.
+older than two days, once a day: at a commit a second a stream would take twice as long within half an hour. So the
+streams trim the logs of the tables that they look after, in passing: up to a few minutes ago, but never past the
+commit at which foldin's own queries go on, were they stopped, nor past a `Hold`.
 """
 
 from __future__ import annotations
@@ -11,138 +11,179 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from foldin.checkpoints import Checkpoint
-from foldin.schemas import EVENTS, TableSpec
+from foldin.checkpoints import REPLAYS, Checkpoint
+from foldin.leases import Lease, holder_of
+from foldin.schemas import EVENTS, QUARANTINE, TableSpec
 from foldin.tables import Tables
 
 __all__ = ["Hold", "needed", "trim"]
 
 log = logging.getLogger("foldin.trim")
 
-_HOLDS = "holds"
+_HOLDS = "_holds"  # no query can be named so
 _LONGEST = 2 * 86_400.0
-"""Seconds after which nobody is waited for: Delta's own clean-up (`delta.logRetentionDuration`) would not either."""
+"""Seconds after which no query is waited for: Delta's own clean-up (`delta.logRetentionDuration`) would not either."""
+_RESTING = 86_400.0
+"""Seconds for which a hold is kept that no process stands behind: Delta refuses to read older versions anyway."""
+_TERM = 120.0
+_SLACK = 60.0  # between Delta's clock and ours
+_IDS_READ_FROM_THE_TABLE = 1000  # commits after which ingest does not go through the log
 
 
-@dataclass(frozen=True)
+@dataclass
 class Hold:
-    """Keeps a table's log from a version on, for whoever reads the table as of that version (`with`).
+    """Keeps a table's log from a version on, for a process that reads the table as of that version (`with`).
 
-    It outlives a crash, for two days at most; without `with` it holds that long, or until its name is used again.
+    It ends with the process, however that ends. `rest` leaves one that lasts for a day, or until `drop`.
     """
 
     tables: Tables
     name: str
     spec: TableSpec
     version: int
+    _lease: Lease | None = field(default=None, init=False)
 
     def __enter__(self) -> Hold:
-        self.take()
+        self.rest()
+        self._lease = Lease(self._folder, _TERM)
+        self._lease.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._folder.delete(self.name)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._lease is not None
+        self._lease.__exit__(kind, error, trace)
+        self.drop()
 
-    def take(self) -> None:
-        """Write it down."""
-        self._folder.write(self.name, json.dumps({self.spec.name: self.version}))
+    def rest(self) -> None:
+        """Hold for a day."""
+        self._folder.write("versions", json.dumps({self.spec.name: self.version}))
+
+    def drop(self) -> None:
+        """Give it back."""
+        _holds(self.tables).delete(self.name)
 
     @property
     def _folder(self) -> Checkpoint:
-        return Checkpoint(self.tables.spark, self.tables.path("_checkpoints", _HOLDS))
+        return Checkpoint(self.tables.spark, f"{_holds(self.tables).path}/{self.name}")
 
 
 def trim(tables: Tables, spec: TableSpec, minutes: int) -> int:
     """Delete a table's commits that are older than so many minutes and that no reader needs; how many went.
+
+    A table whose property `delta.enableExpiredLogCleanup` is false keeps all of them.
 
     Raises:
         py4j.protocol.Py4JJavaError: the log cannot be read.
     """
     spark, location = tables.spark, tables.location(spec)
     jvm: Any = spark.sparkContext._jvm
+    delta = jvm.org.apache.spark.sql.delta
+    none = jvm.scala.Option.empty()
+    table_log = delta.DeltaLog.forTable(spark._jsparkSession, location)
+    snapshot = table_log.update(False, none, none)
+    if not table_log.enableExpiredLogCleanup(snapshot.metadata()):
+        return 0
     folder = Checkpoint(spark, f"{location}/_delta_log")
     names = folder.list("")
     commits = sorted(int(stem) for name in names if (stem := name.removesuffix(".json")).isdigit())
-    now = time.time()
-    until = now - 60 * minutes
-    version = needed(tables, spec)
+    until = time.time() - 60 * minutes
+    version = needed(tables, spec, newest=commits[-1])
     if version is not None:
         # A version is read from the checkpoint before it: that one is kept too.
         whole = sorted({int(name.partition(".")[0]) for name in names if ".checkpoint" in name})
         base = max((at for at in whole if at <= version), default=commits[0])
-        if base <= commits[-1]:
-            until = min(until, folder.modified(f"{max(base, commits[0]):020d}.json"))
-    until = max(until, now - _LONGEST)
-    delta = jvm.org.apache.spark.sql.delta
-    none = jvm.scala.Option.empty()
-    table_log = delta.DeltaLog.forTable(spark._jsparkSession, location)
-    age = jvm.java.util.stream.LongStream.of(int(1000 * (now - until))).boxed().findFirst()  # py4j makes it an Integer
-    minute = getattr(delta, "TruncationGranularity$")
+        written = folder.modified_if_there(f"{max(base, commits[0]):020d}.json")
+        if written is not None:
+            until = min(until, written - _SLACK)
+    age = min(time.time() - until, _LONGEST)
+    # Boxed over there: what goes through Python comes back as an Integer, and Scala takes none for a Long.
+    milliseconds = jvm.java.util.stream.LongStream.of(int(1000 * age)).boxed().findFirst()
     table_log.cleanUpExpiredLogs(
-        table_log.update(False, none, none),
+        snapshot,
         none,
-        jvm.scala.jdk.javaapi.OptionConverters.toScala(age),
-        getattr(minute, "MODULE$").MINUTE(),
+        jvm.scala.jdk.javaapi.OptionConverters.toScala(milliseconds),
+        getattr(getattr(delta, "TruncationGranularity$"), "MODULE$").MINUTE(),
     )
-    left = sum(1 for name in folder.list("") if name.removesuffix(".json").isdigit())
-    return len(commits) - min(left, len(commits))
+    left = {int(stem) for name in folder.list("") if (stem := name.removesuffix(".json")).isdigit()}
+    return sum(1 for commit in commits if commit not in left)
 
 
-def needed(tables: Tables, spec: TableSpec) -> int | None:
-    """The oldest version of a table from which on a reader of foldin needs its commits; None where none needs any."""
+def needed(tables: Tables, spec: TableSpec, *, newest: int | None = None) -> int | None:
+    """The oldest version of a table from which on foldin needs its commits; None where it needs none.
+
+    Args:
+        newest: the table's newest version, where it is known: who is far behind it does not go by the log.
+    """
     root = Checkpoint(tables.spark, tables.path("_checkpoints"))
-    versions: list[int] = []
+    versions = _held(_holds(tables), spec)
     for name in root.list(""):
-        folder = Checkpoint(tables.spark, f"{root.path}/{name}")
-        if name == _HOLDS:
-            versions += _held(folder, spec)
-        else:
-            versions += _where_a_query_goes_on(folder, spec)
+        query = Checkpoint(tables.spark, f"{root.path}/{name}")
+        if name == "fold_in":
+            versions += _pinned(query, spec)
+            versions += _unread(query) if spec is EVENTS else []
+        elif name == REPLAYS:
+            for number in (found for found in query.list("") if found.isdigit()):
+                replay = Checkpoint(tables.spark, f"{query.path}/{number}")
+                versions += _unlearnt(replay, spec, newest)
+                versions += _unread(replay) if spec is QUARANTINE else []
+        elif name != _HOLDS:
+            versions += _unlearnt(query, spec, newest)
     return max(0, min(versions)) if versions else None
 
 
-def _held(folder: Checkpoint, spec: TableSpec) -> list[int]:
+def _holds(tables: Tables) -> Checkpoint:
+    return Checkpoint(tables.spark, tables.path("_checkpoints", _HOLDS))
+
+
+def _held(holds: Checkpoint, spec: TableSpec) -> list[int]:
     versions = []
-    for name in folder.list(""):
-        text = folder.read(name)
-        if text is None:  # given back meanwhile
-            continue
-        if time.time() - folder.modified(name) > _LONGEST:  # of a process that was killed
-            folder.delete(name)
-            continue
-        versions += [version for table, version in folder.parsed(name, text).items() if table == spec.name]
+    for name in holds.list(""):
+        hold = Checkpoint(holds.spark, f"{holds.path}/{name}")
+        written, holder = hold.modified_if_there("versions"), holder_of(hold)
+        over = written is None or (not holder.remaining() if holder is not None else time.time() - written > _RESTING)
+        text = hold.read("versions")
+        if over:
+            if text is not None:  # else it is just being taken, or given back
+                log.info("the hold %s is over", name)
+                holds.delete(name)
+        elif text is not None and spec.name in (found := hold.parsed("versions", text)):
+            versions.append(int(found[spec.name]))
     return versions
 
 
-def _where_a_query_goes_on(query: Checkpoint, spec: TableSpec) -> list[int]:
-    """Of a query that is stopped now: the commits from which on its next start reads a table."""
-    versions = []
-    # Where a replayed batch looks for what its first attempt has appended, and what ingest has not learnt yet.
-    for kind, version_of in (("pins", _since), ("admission", _before)):
-        last = max((int(name) for name in query.list(kind) if name.isdigit()), default=None)
-        text = query.read(f"{kind}/{last}") if last is not None else None
-        if text is not None:
-            version = version_of(query.parsed(f"{kind}/{last}", text), spec)
-            versions += [] if version is None else [version]
-    if spec is EVENTS and query.path.endswith("/fold_in"):
-        done = max((int(name) for name in query.list("commits") if name.isdigit()), default=-1)
-        # Spark makes the last batch's frame again when it starts, though it is done: from the one before it on.
-        offset = query.delta_offset(max(0, done - 1)) if done >= 0 else None
-        if offset is not None:
-            versions.append(offset.position.version - 1)
-        elif not query.is_new():
-            versions.append(0)  # in its first batch: which snapshot it reads is not written down yet
-    return versions
+def _unread(query: Checkpoint) -> list[int]:
+    """Of a query over a Delta table: from which version on its next start reads it."""
+    done = max((int(name) for name in query.list("commits") if name.isdigit()), default=-1)
+    # Spark makes the last batch's frame again when it starts, though it is done: from the one before it on.
+    offset = query.delta_offset(max(0, done - 1)) if done >= 0 else None
+    if offset is not None:
+        return [offset.position.version - 1]
+    return [] if query.is_new() else [0]  # in its first batch: which snapshot it reads is not written down yet
 
 
-def _since(pin: dict[str, Any], spec: TableSpec) -> int | None:
-    version: int | None = pin["since"].get(spec.name)
-    return version
+def _pinned(query: Checkpoint, spec: TableSpec) -> list[int]:
+    """Where a replayed batch of fold_in looks for what its first attempt has appended."""
+    last = max((int(name) for name in query.list("pins") if name.isdigit()), default=None)
+    text = query.read(f"pins/{last}") if last is not None else None
+    since = query.parsed(f"pins/{last}", text)["since"] if text is not None else {}
+    return [int(since[spec.name])] if spec.name in since else []
 
 
-def _before(admission: dict[str, Any], spec: TableSpec) -> int | None:
-    return admission[spec.name][0] if spec.name in admission else None
+def _unlearnt(query: Checkpoint, spec: TableSpec, newest: int | None) -> list[int]:
+    """Of an ingest query: the commits whose ids it has not learnt yet, its own of a batch under way among them."""
+    last = max((int(name) for name in query.list("admission") if name.isdigit()), default=None)
+    text = query.read(f"admission/{last}") if last is not None else None
+    states = query.parsed(f"admission/{last}", text) if text is not None else {}
+    if spec.name not in states:
+        return []
+    before, after = states[spec.name]
+    if query.read(f"commits/{last}") is None:
+        return [int(before)]
+    far_behind = newest is not None and newest - after > _IDS_READ_FROM_THE_TABLE
+    return [] if far_behind or after < 0 else [int(after)]
