@@ -20,7 +20,15 @@ from foldin.training import train
 from world import initial_rows
 
 ROOT = Path(__file__).parents[1]
-SMALL = ("train.rank=2", "train.iterations=5", "train.blocks=2", "recommend.top_n=3")
+SMALL = (
+    "history.half_life_days=inf",
+    "train.rank=2",
+    "train.reg_param=0.1",
+    "train.alpha=10.0",
+    "train.iterations=5",
+    "train.blocks=2",
+    "recommend.top_n=3",
+)
 
 
 @pytest.fixture(scope="session")
