@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -178,7 +179,7 @@ class Adopter:
         so_far = self.reached
         assert so_far is not None
         # The first pass may take long, and the second must find what came meanwhile.
-        with Hold(self.publisher.tables, f"adopt-{model_version}", EVENTS, so_far.version):
+        with Hold(self.publisher.tables, f"adopt-{secrets.token_hex(3)}", EVENTS, so_far.version):
             users = self.publisher.catch_up(model_version, model.cut, so_far)
             with self.batches:
                 if self.reached is None or (self._ended.is_set() and self._thread is threading.current_thread()):
