@@ -8,7 +8,7 @@ import math
 import pytest
 from pyspark.sql import functions as F
 
-from foldin.errors import FoldinError, RejectedModelError
+from foldin.errors import ConfigError, FoldinError, RejectedModelError
 from foldin.judging import Judgement, Score, judge_model, split_time
 from foldin.lineage import lineage, render_lineage
 from foldin.registry import Registry
@@ -155,3 +155,11 @@ def test_the_margin_is_a_share_and_few_users_say_nothing(mine, active, users, ok
     judged = Judgement(0, users, 0, users, 0, 20, {"candidate": score(mine), "active": score(active)})
     assert (judged.verdict(0.05, 100) == "") is ok
     assert issubclass(RejectedModelError, FoldinError)
+
+
+def test_without_a_holdout_nothing_is_judged_and_nothing_can_be_searched(tastes, make_config):
+    config = make_config("judge.holdout=0")
+    train(tastes, config)
+    assert lineage(tastes)[0].judgement is None
+    with pytest.raises(ConfigError, match=r"judge\.holdout must not be 0"):
+        train(tastes, config, tune=True)

@@ -200,8 +200,8 @@ class AlarmConfig(Section):
 
 
 class JudgeConfig(Section):
-    holdout: float = Field(gt=0, lt=1)
-    """Share of the events, the last by event_time, on which a candidate is judged before it serves."""
+    holdout: float = Field(ge=0, lt=1)
+    """Share of the events, the last by event_time, on which a candidate is judged before it serves; 0: it is not."""
     k: int = Field(ge=1, le=1000)
     """Length of the lists that are judged."""
     margin: float = Field(ge=0, le=1)

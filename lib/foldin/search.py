@@ -272,8 +272,8 @@ class _Search:
         left = min(left, max(0.0, self._config.search.minutes * 60 - (time.monotonic() - self._started)))
         settings = ", ".join(f"{key}={value:.4g}" for key, value in trial.settings.items())
         log.info(
-            "trial %d of %d: %s in %.1f s (%s), about %.0f min left; %s",
-            len(self.trials), self._config.search.trials, said, trial.seconds, so_far, left / 60, settings,
+            "trial %d (%d of %d): %s in %.1f s (%s), about %.0f min left; %s",
+            trial.number, len(self.trials), self._config.search.trials, said, trial.seconds, so_far, left / 60, settings,
         )  # fmt: skip
 
 

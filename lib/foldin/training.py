@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 import foldin
 from foldin.adoption import bring_into_force
 from foldin.config import Config
-from foldin.errors import FoldinError, MissingModelError, RejectedModelError
+from foldin.errors import ConfigError, FoldinError, MissingModelError, RejectedModelError
 from foldin.histories import HistoryDefinition, histories, slim, user_strengths
 from foldin.judging import Contender, Judgement, judge_model, sides, split_time
 from foldin.publishing import Publisher
@@ -230,6 +230,8 @@ def _active(registry: Registry) -> Model | None:
 
 def _split(events: DataFrame, config: Config, active: Model | None) -> tuple[int | None, bool]:
     """From when on events are held out, and whether the active model has seen none of them."""
+    if not config.judge.holdout:
+        return None, False
     if active is not None:
         split = split_time(events, config.judge.holdout, not_before_us=active.as_of_us)
         if split is not None:
@@ -319,6 +321,8 @@ def _judgement(
 
 
 def _tuned(tables: Tables, events: DataFrame, cut: int, split: int | None, config: Config) -> Config:
+    if not config.judge.holdout:
+        raise ConfigError("train --search scores settings on events held out: judge.holdout must not be 0")
     if split is None:
         raise EmptyTrainingCutError("nothing to search on: the events table is empty, or all events are of one moment")
     found = search(tables, config, cut, split, lambda before, tried: _trial_model(tables, before, cut, tried))
