@@ -273,7 +273,8 @@ class _Search:
         settings = ", ".join(f"{key}={value:.4g}" for key, value in trial.settings.items())
         log.info(
             "trial %d (%d of %d): %s in %.1f s (%s), about %.0f min left; %s",
-            trial.number, len(self.trials), self._config.search.trials, said, trial.seconds, so_far, left / 60, settings,
+            trial.number, len(self.trials), self._config.search.trials, said, trial.seconds, so_far, left / 60,
+            settings,
         )  # fmt: skip
 
 
