@@ -47,7 +47,7 @@ def test_an_installation_without_a_stream_shows_its_tables_and_its_model(world, 
     tables = {table["name"]: table for table in found["tables"]}
     assert {name: table["rows"] for name, table in tables.items()} == {
         "events": 97, "quarantine": 0, "ingest_log": 0, "item_factors": 12,
-        "user_factors": 24, "recommendations": 24, "models": 2, "metrics": 0,
+        "user_factors": 24, "recommendations": 24, "models": 2, "metrics": 0, "trials": 0,
     }  # fmt: skip
     files = [Path(urlparse(uri).path) for uri in world.read(EVENTS).inputFiles()]
     assert tables["events"]["files"] == len(files)
