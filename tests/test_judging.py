@@ -111,7 +111,9 @@ def test_a_candidate_that_is_worse_stays_one_with_the_reason_and_force_is_record
     first = train(tastes, good).model_version
     rows = [bought(f"n{u}", f"u{u}", ITEMS[(u % 2) * 6 + (u // 2 + 4) % 6], day(25)) for u in range(40)]
     tastes.append(events_frame(*rows), EVENTS)
-    bad = make_config("judge.k=5", "judge.least_users=10", "train.reg_param=1000.0", "train.alpha=0.0001")
+    bad = make_config(
+        "judge.k=5", "judge.least_users=10", "judge.holdout=0.25", "train.reg_param=1000.0", "train.alpha=0.0001"
+    )
     with pytest.raises(RejectedModelError, match=r"stays a candidate: NDCG@5 .* worse than that of") as caught:
         train(tastes, bad)
     assert caught.value.exit_code == 10
