@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import BooleanOptionalAction
 
 from foldin.cli import Job, parser, run_job
 from foldin.training import train
@@ -23,7 +24,7 @@ def nightly(job: Job) -> None:
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument(
-        "--no-activate", dest="activate", action="store_false", help="leave it a candidate; the active model stays"
+        "--activate", action=BooleanOptionalAction, default=True, help="or leave it a candidate; the active model stays"
     )
     options.add_argument(
         "--force", action="store_true", help="activate it even if it is judged worse than the active model"
