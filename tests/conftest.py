@@ -17,19 +17,9 @@ from foldin.schemas import EVENTS
 from foldin.session import build_session
 from foldin.tables import Tables
 from foldin.training import train
-from world import initial_rows
+from world import SMALL, events_of, initial_rows
 
 ROOT = Path(__file__).parents[1]
-SMALL = (
-    "judge.holdout=0",  # a second training for each: those that look at it say otherwise
-    "history.half_life_days=inf",
-    "train.rank=2",
-    "train.reg_param=0.1",
-    "train.alpha=10.0",
-    "train.iterations=5",
-    "train.blocks=2",
-    "recommend.top_n=3",
-)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +36,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     folder = tmp_path_factory.mktemp("spark")
     settings = {
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
-        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder}",
+        # Thousands of small queries: the second compiler would take a core from them for code that is soon gone.
+        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder} -XX:TieredStopAtLevel=1 "
+        "-XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC",
         "spark.driver.memory": "3g",
     }
     sets = ["spark.master='local[2]'"] + [f"spark.conf.{key}={value}" for key, value in settings.items()]
@@ -86,25 +78,6 @@ def tables(spark: SparkSession, empty_root: Path, tmp_path: Path, config: Config
     """Fresh tables in the test's own folder."""
     shutil.copytree(empty_root, tmp_path / "tables")
     return Tables.of(spark, config.tables)
-
-
-EventRow = tuple[str, str, str, str, float | None, str]
-
-
-def events_of(spark: SparkSession, *rows: EventRow) -> DataFrame:
-    """Rows of `events` from (event_id, user_id, item_id, event_type, value, time) tuples."""
-    schema = "event_id string, user_id string, item_id string, event_type string, value double, at string"
-    return spark.createDataFrame(list(rows), schema).selectExpr(
-        "event_id",
-        "user_id",
-        "item_id",
-        "event_type",
-        "value",
-        "timestamp(at) as event_time",
-        "'test' as source_file",
-        "current_timestamp() as ingested_at",
-        "current_date() as ingest_date",
-    )
 
 
 @pytest.fixture

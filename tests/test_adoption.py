@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
 from foldin.adoption import bring_into_force, last_adopted
+from foldin.config import load_config
 from foldin.errors import FoldinError, RejectedModelError, StateMismatchError
 from foldin.fold_in import FoldIn
 from foldin.publishing import Publisher
 from foldin.registry import PromotionConflictError, Registry
 from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, USER_FACTORS, Position
 from foldin.streaming import GracefulStop
+from foldin.tables import Tables
 from foldin.training import train
-from world import assert_same_vectors, bought, fold_once, latest_lists, latest_vectors, vectors
+from world import (
+    SMALL,
+    assert_same_vectors,
+    bought,
+    copy_of,
+    events_of,
+    fold_once,
+    latest_lists,
+    latest_vectors,
+    vectors,
+)
 
 pytestmark = pytest.mark.lifecycle
 
@@ -42,12 +56,25 @@ def statuses(tables, version: str) -> list[str]:
     return [row["status"] for row in rows]
 
 
+@pytest.fixture(scope="module")
+def prepared(spark, folded_root, tmp_path_factory) -> tuple[Path, str]:
+    """Tables with a model that was trained before the last event came and was folded, and its name; to be copied."""
+    root = copy_of(folded_root, tmp_path_factory.mktemp("candidate") / "tables")
+    config = load_config(sets=[f"tables.root={root}", *SMALL])
+    tables = Tables.of(spark, config.tables)
+    version = train(tables, config, activate=False).model_version
+    rows = bought("after the cut", "u1", "i0"), bought("new", "new", "i1")
+    tables.append(events_of(spark, *rows), EVENTS)
+    fold_once(tables, config)
+    return root, version
+
+
 @pytest.fixture
-def candidate(folded, config, events_frame) -> str:
-    """A model that was trained before the last event came and was folded."""
-    version = train(folded, config, activate=False).model_version
-    folded.append(events_frame(bought("after the cut", "u1", "i0"), bought("new", "new", "i1")), EVENTS)
-    fold_once(folded, config)
+def candidate(prepared, folded) -> str:
+    """A model that was trained before the last event came and was folded: `folded` has both."""
+    root, version = prepared
+    shutil.rmtree(folded.root)
+    copy_of(root, Path(folded.root))
     return version
 
 

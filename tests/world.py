@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from foldin.config import Config
 from foldin.fold_in import FoldIn
@@ -15,6 +15,37 @@ from foldin.tables import Tables
 
 ITEMS = [f"i{k}" for k in range(12)]
 """i0 to i5 are of one taste, i6 to i11 of the other."""
+
+
+SMALL = (
+    "judge.holdout=0",  # a second training for each: those that look at it say otherwise
+    "history.half_life_days=inf",
+    "train.rank=2",
+    "train.reg_param=0.1",
+    "train.alpha=10.0",
+    "train.iterations=5",
+    "train.blocks=2",
+    "recommend.top_n=3",
+)
+"""Settings of a small model, trained in a second or two."""
+
+EventRow = tuple[str, str, str, str, float | None, str]
+
+
+def events_of(spark: SparkSession, *rows: EventRow) -> DataFrame:
+    """Rows of `events` from (event_id, user_id, item_id, event_type, value, time) tuples."""
+    schema = "event_id string, user_id string, item_id string, event_type string, value double, at string"
+    return spark.createDataFrame(list(rows), schema).selectExpr(
+        "event_id",
+        "user_id",
+        "item_id",
+        "event_type",
+        "value",
+        "timestamp(at) as event_time",
+        "'test' as source_file",
+        "current_timestamp() as ingested_at",
+        "current_date() as ingest_date",
+    )
 
 
 def initial_rows(users: int = 24):

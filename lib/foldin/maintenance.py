@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
@@ -35,6 +37,7 @@ _RETAIN_AS_TOLD = (
     "spark.databricks.delta.vacuum.retentionWindowIgnore.enabled",
     "spark.databricks.delta.retentionDurationCheck.enabled",
 )
+_AT_ONCE = 3  # tables
 _LEAST_HOURS = 24  # readers that hold a snapshot: a training of hours, a query of minutes
 
 
@@ -63,19 +66,28 @@ def maintain(tables: Tables, config: Config) -> Maintained:
     """
     upgraded = [name for spec in TABLES for name in tables.upgrade(spec)]
     retired = _retire(tables, config.maintain.keep_models)
-    files, retention = {}, {}
-    for spec in TABLES:
-        started = time.monotonic()
-        files[spec.name] = compact(tables, spec)
-        trimmed = _trim(tables, spec, config.tables.log_minutes) if spec.trimmed else 0
-        retention[spec.name] = retention_hours(tables, spec)
-        _vacuum(tables, spec, retention[spec.name])
-        log.info(
-            "%s: %d small files merged into %d; what was replaced more than %d hours ago is deleted; "
-            "%d commits trimmed, %.1f s",
-            spec.name, *files[spec.name], retention[spec.name], trimmed, time.monotonic() - started,
-        )  # fmt: skip
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # most of it is waiting for logs
+        done = dict(
+            zip((spec.name for spec in TABLES), pool.map(partial(_look_after, tables, config), TABLES), strict=True)
+        )
+    files = {name: merged for name, (merged, _) in done.items()}
+    retention = {name: hours for name, (_, hours) in done.items()}
     return Maintained(tuple(upgraded), retired, files, retention)
+
+
+def _look_after(tables: Tables, config: Config, spec: TableSpec) -> tuple[tuple[int, int], int]:
+    """Merge, trim and delete in one table: (small files merged, files that came of it), hours spared by VACUUM."""
+    started = time.monotonic()
+    merged = compact(tables, spec)
+    trimmed = _trim(tables, spec, config.tables.log_minutes) if spec.trimmed else 0
+    hours = retention_hours(tables, spec)
+    _vacuum(tables, spec, hours)
+    log.info(
+        "%s: %d small files merged into %d; what was replaced more than %d hours ago is deleted; "
+        "%d commits trimmed, %.1f s",
+        spec.name, *merged, hours, trimmed, time.monotonic() - started,
+    )  # fmt: skip
+    return merged, hours
 
 
 def _trim(tables: Tables, spec: TableSpec, minutes: int) -> int:
