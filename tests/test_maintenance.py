@@ -132,7 +132,11 @@ def test_file_counts_stay_flat_however_many_commits_come(folded, config, events_
     folder, counts = Path(folded.path(USER_FACTORS.name)), []
     row = folded.read(USER_FACTORS).limit(1).persist()
     for _ in range(4):
-        for _ in range(12):  # a commit a second, of a stream
+        # A commit a second, of a stream. Every tenth version Delta writes the table's state down, with the true times:
+        # the merge must not be one of them.
+        for _ in range(12):
+            folded.append(row, USER_FACTORS)
+        while folded.version(USER_FACTORS) % 10 != 5:
             folded.append(row, USER_FACTORS)
         maintain(folded, config)
         counts.append(len(list(folder.glob("**/*.parquet"))))
@@ -140,8 +144,8 @@ def test_file_counts_stay_flat_however_many_commits_come(folded, config, events_
         folded.spark.sparkContext._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()  # it remembers the true times
     row.unpersist()
     # The files of two rounds: so long a commit of the log still speaks of them.
-    assert counts[3] <= counts[2] + 2 <= counts[1] + 4
-    assert counts[3] < 36
+    assert counts[3] <= counts[2] + 2
+    assert counts[3] < 45
 
 
 def older(spec, *without: str):
