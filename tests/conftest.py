@@ -36,9 +36,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     folder = tmp_path_factory.mktemp("spark")
     settings = {
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
-        # Thousands of small queries: the second compiler would take a core from them for code that is soon gone.
-        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder} -XX:TieredStopAtLevel=1 "
-        "-XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC",
+        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder}",
         "spark.driver.memory": "3g",
     }
     sets = ["spark.master='local[2]'"] + [f"spark.conf.{key}={value}" for key, value in settings.items()]

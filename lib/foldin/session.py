@@ -58,10 +58,8 @@ _SMALL = (
 
 # Hadoop's FileContext starts several processes (chmod, stat) for each file of a log on a local disk, FileSystem one:
 # 50 against 15 ms a file, and a micro-batch writes nine. Neither renames more atomically there than the other; what
-# keeps writers apart on a local disk are the lease and the lock around appends. Delta's checksum file of each version
-# doubles the files of a log, which is listed whole several times a micro-batch; it only spares a first look a job.
+# keeps writers apart on a local disk are the lease and the lock around appends.
 _LOCAL_FILES = {
-    "spark.databricks.delta.writeChecksumFile.enabled": "false",
     "spark.delta.logStore.file.impl": "io.delta.storage.LocalLogStore",
     "spark.sql.streaming.checkpointFileManagerClass": (
         "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"

@@ -56,7 +56,8 @@ class Tables:
             root = str(Path(root).absolute())  # Delta takes a relative path for the name of a table
         tables = cls(spark, root, config.catalog)
         for spec in TABLES if create else ():
-            if not tables._create(spec) and spec.grows:
+            # At every start of a job: a look at the columns, which the job reads anyway, and no query.
+            if not tables._create(spec) and spec.grows and set(spec.schema.names) - set(tables.read(spec).columns):
                 tables.upgrade(spec)
         return tables
 
