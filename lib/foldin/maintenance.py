@@ -27,7 +27,7 @@ from foldin.schemas import ITEM_FACTORS, RECOMMENDATIONS, TABLES, USER_FACTORS, 
 from foldin.tables import Tables
 from foldin.trimming import trim
 
-__all__ = ["Maintained", "maintain", "retention_hours"]
+__all__ = ["Maintained", "look_after", "maintain", "retention_hours"]
 
 log = logging.getLogger("foldin.maintain")
 
@@ -68,14 +68,14 @@ def maintain(tables: Tables, config: Config) -> Maintained:
     retired = _retire(tables, config.maintain.keep_models)
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # most of it is waiting for logs
         done = dict(
-            zip((spec.name for spec in TABLES), pool.map(partial(_look_after, tables, config), TABLES), strict=True)
+            zip((spec.name for spec in TABLES), pool.map(partial(look_after, tables, config), TABLES), strict=True)
         )
     files = {name: merged for name, (merged, _) in done.items()}
     retention = {name: hours for name, (_, hours) in done.items()}
     return Maintained(tuple(upgraded), retired, files, retention)
 
 
-def _look_after(tables: Tables, config: Config, spec: TableSpec) -> tuple[tuple[int, int], int]:
+def look_after(tables: Tables, config: Config, spec: TableSpec) -> tuple[tuple[int, int], int]:
     """Merge, trim and delete in one table: (small files merged, files that came of it), hours spared by VACUUM."""
     started = time.monotonic()
     merged = compact(tables, spec)
