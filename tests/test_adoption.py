@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
-from foldin.adoption import bring_into_force, last_adopted
+from foldin.adoption import Adopter, bring_into_force, last_adopted
 from foldin.config import load_config
 from foldin.errors import FoldinError, RejectedModelError, StateMismatchError
 from foldin.fold_in import FoldIn
 from foldin.publishing import Publisher
 from foldin.registry import PromotionConflictError, Registry
-from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, USER_FACTORS, Position
+from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, USER_FACTORS, Position
 from foldin.streaming import GracefulStop
 from foldin.tables import Tables
 from foldin.training import train
@@ -121,15 +121,12 @@ def test_what_a_batch_job_promotes_under_a_stream_that_was_further_is_made_whole
     [
         (Publisher, "catch_up", 1),
         (Registry, "promote", 1),
-        ("adopter", "_done", 1),
+        (Adopter, "_done", 1),
     ],
 )
 def test_killed_at_any_step_the_adoption_is_finished_by_the_next_start(
     folded, config, candidate, events_frame, monkeypatch, owner, method, call
 ):
-    from foldin.adoption import Adopter
-
-    owner = Adopter if owner == "adopter" else owner
     original, calls = getattr(owner, method), []
 
     def dies(*args, **kwargs):
@@ -146,6 +143,41 @@ def test_killed_at_any_step_the_adoption_is_finished_by_the_next_start(
     monkeypatch.undo()
     folded.append(events_frame(bought("b", "u3", "i1")), EVENTS)
     fold_once(folded, config)
+    assert_whole(folded, candidate)
+
+
+def published_twice(tables) -> int:
+    keys = ("model_version", "user_id", "events_version", "events_index")
+    specs = (USER_FACTORS, RECOMMENDATIONS)
+    return sum(tables.read(spec).groupBy(*keys).count().where("count > 1").count() for spec in specs)
+
+
+@pytest.mark.parametrize(("owner", "method"), [(Registry, "promote"), (Adopter, "_done")])
+def test_what_was_refolded_before_a_kill_is_not_published_again(
+    folded, config, candidate, events_frame, monkeypatch, owner, method
+):
+    registry = Registry(folded)
+    if method == "_done":  # somebody else promotes, behind the stream's back
+        expected, caught_up = registry.read(), Position.after(folded.version(EVENTS))
+        Publisher(folded, 3).catch_up(candidate, registry.load(candidate).cut, caught_up)
+        folded.append(events_frame(bought("c+1", "u5", "i0")), EVENTS)
+        fold_once(folded, config)
+        registry.promote(candidate, caught_up, reason="test", expected=expected)
+    else:
+        registry.ask_for(candidate, reason="test")
+
+    def dies(*_args, **_named):
+        raise FoldinError("killed")
+
+    rows = folded.read(USER_FACTORS).count()
+    monkeypatch.setattr(owner, method, dies)
+    monkeypatch.setattr(Adopter, "_keep_looking", lambda self: None)
+    with pytest.raises(FoldinError, match="killed"):
+        fold_once(folded, config)
+    monkeypatch.undo()
+    assert folded.read(USER_FACTORS).count() > rows  # the refold was made before the kill
+    fold_once(folded, config)
+    assert published_twice(folded) == 0
     assert_whole(folded, candidate)
 
 
@@ -247,7 +279,7 @@ def test_an_older_training_does_not_push_aside_a_newer_one_that_is_asked_for(fol
 
 def test_when_the_stream_has_gone_who_asked_it_does_the_work(folded, config, candidate, monkeypatch):
     runs = iter([True, True, False])
-    monkeypatch.setattr("foldin.adoption._stream_runs", lambda checkpoint: next(runs))
+    monkeypatch.setattr("foldin.adoption.stream_runs", lambda tables: next(runs))
     monkeypatch.setattr("foldin.adoption.holder_of", lambda checkpoint: "a process that ends")
     assert bring_into_force(folded, config, candidate, reason="test", wait=60)
     assert statuses(folded, candidate) == ["candidate", "requested", "active"]

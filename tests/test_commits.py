@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,11 @@ def rows(events_frame):
 
 
 def attempt(tables: Tables, batch_id: int = 3, *, first: bool, query: str = "q") -> Attempt:
-    return Attempt(query, batch_id, {EVENTS.name: CommitLog(tables, EVENTS).newest()}, first)
+    return Attempt.at_batch(query, batch_id, {EVENTS.name: CommitLog(tables, EVENTS).newest()}, first=first)
 
 
 def again(of: Attempt) -> Attempt:
-    return Attempt(of.query_id, of.batch_id, of.since, first=False)
+    return replace(of, first=False)
 
 
 def test_what_an_attempt_has_appended_the_next_one_does_not_whatever_came_after_it(tables, rows):

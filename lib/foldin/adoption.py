@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from foldin.checkpoints import Checkpoint
+from foldin.commits import Attempt
 from foldin.config import Config
 from foldin.errors import FoldinError, MissingModelError, RejectedModelError, StateMismatchError, reason_of
 from foldin.leases import holder_of
-from foldin.publishing import Publisher
+from foldin.publishing import Publisher, stream_runs
 from foldin.registry import Model, Promotion, PromotionConflictError, State
 from foldin.schemas import EVENTS, Position
 from foldin.tables import Tables
@@ -77,7 +78,7 @@ def bring_into_force(
         why = f"it is older than {other}, which is {'asked for' if other == before.asked else 'active'}"
         registry.refuse(model_version, reason=why, expected=before)
         raise RejectedModelError(f"model {model_version} stays a candidate: {why}")
-    if not _stream_runs(checkpoint):
+    if not stream_runs(tables):
         publisher.activate(model_version, reason=reason, expected=before)
         return True
     request = registry.ask_for(model_version, reason=reason, expected=before)
@@ -86,7 +87,7 @@ def bring_into_force(
     while (state := registry.state()).asked == model_version:
         if time.monotonic() > deadline:
             return False
-        if not _stream_runs(checkpoint):  # it has ended without a look at the request
+        if not stream_runs(tables):  # it has ended without a look at the request
             publisher.activate(model_version, reason=reason, expected=state)
             return True
         time.sleep(_TICK)
@@ -94,11 +95,6 @@ def bring_into_force(
     if promotion is None or promotion.sequence < request:
         raise FoldinError(f"model {model_version} was not adopted: {registry.why_not(model_version)}")
     return True
-
-
-def _stream_runs(checkpoint: Checkpoint) -> bool:
-    holder = holder_of(checkpoint)
-    return holder is not None and bool(holder.remaining())
 
 
 @dataclass
@@ -180,7 +176,7 @@ class Adopter:
         assert so_far is not None
         # The first pass may take long, and the second must find what came meanwhile.
         with Hold(self.publisher.tables, f"adopt-{secrets.token_hex(3)}", EVENTS, so_far.version):
-            users = self.publisher.catch_up(model_version, model.cut, so_far)
+            users = self._refold(model_version, model.cut, so_far)
             with self.batches:
                 if self.reached is None or (self._ended.is_set() and self._thread is threading.current_thread()):
                     return  # a batch has failed, or the query is to end: the request stands for the next start
@@ -201,7 +197,17 @@ class Adopter:
 
     def _rest(self, model_version: str, since: Position) -> int:
         assert self.reached is not None
-        return self.publisher.catch_up(model_version, since, self.reached) if since < self.reached else 0
+        return self._refold(model_version, since, self.reached) if since < self.reached else 0
+
+    def _refold(self, model_version: str, since: Position, until: Position) -> int:
+        """What a process that was killed on the way to a promotion has published is not published again."""
+        work = {
+            "foldin-adopt": model_version,
+            "since": [since.version, since.index],
+            "until": [until.version, until.index],
+        }
+        attempt = Attempt.at(work, self.publisher.tables, self.publisher.written)
+        return self.publisher.catch_up(model_version, since, until, attempt)
 
     def _done(self, model_version: str) -> None:
         assert self.reached is not None

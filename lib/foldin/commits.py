@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -17,6 +17,7 @@ from foldin.tables import Tables
 
 __all__ = ["AppendedFile", "Attempt", "Commit", "CommitLog", "parse_commit"]
 
+_LOOKED_AT = 1000  # commits, by `Attempt.at`: a quarter of an hour of a stream
 _ACTIONS = ('{"commitInfo"', '{"txn"', '{"add"', '{"remove"')
 
 
@@ -144,27 +145,35 @@ def _uri(location: str, path: str) -> str:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a micro-batch, whose appends name it in the log: so each is made once, however often it is tried.
+    """One attempt at a piece of work, whose appends name it in the log: each is made once, however often it is tried.
 
     Delta would do the same by txnAppId, but it looks the number up in the whole state of the table, for every commit:
     0.38 s an append instead of 0.10, growing with the table's files. A lease sees to it that nobody else is at the
-    same micro-batch, so a look at the commits since its first attempt is enough, and the first attempt needs none.
+    same work, so a look at the commits since its first attempt is enough, and the first attempt needs none.
 
     Attributes:
-        query_id, batch_id: the micro-batch.
+        label: what its commits say of themselves.
         since: each table's version before the first attempt.
         first: nothing can be there yet.
     """
 
-    query_id: str
-    batch_id: int
+    label: str
     since: Mapping[str, int]
     first: bool
 
-    @property
-    def label(self) -> str:
-        """What the batch's commits say of themselves."""
-        return json.dumps({"foldin-query": self.query_id, "batch": self.batch_id})
+    @classmethod
+    def at_batch(cls, query_id: str, batch_id: int, since: Mapping[str, int], *, first: bool) -> Attempt:
+        """At a micro-batch."""
+        return cls(json.dumps({"foldin-query": query_id, "batch": batch_id}), since, first)
+
+    @classmethod
+    def at(cls, work: Mapping[str, Any], tables: Tables, specs: Sequence[TableSpec]) -> Attempt:
+        """At work that seldom comes, whose earlier attempts are looked for in what the logs still have."""
+        since = {}
+        for spec in specs:
+            log = CommitLog(tables, spec)
+            since[spec.name] = max(log.oldest().version, log.newest() - _LOOKED_AT)
+        return cls(json.dumps(work), since, first=False)
 
     def append(self, tables: Tables, rows: DataFrame, spec: TableSpec) -> None:
         """Append `rows`, unless an earlier attempt has."""

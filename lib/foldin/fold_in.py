@@ -194,7 +194,7 @@ class FoldIn:
             self.checkpoint.write(_pin_file(batch_id), json.dumps(pin))
             if batch_id >= _PINS_KEPT:
                 self.checkpoint.delete(_pin_file(batch_id - _PINS_KEPT))
-        return pin["model_version"], Attempt(self.checkpoint.query_id(), batch_id, pin["since"], first)
+        return pin["model_version"], Attempt.at_batch(self.checkpoint.query_id(), batch_id, pin["since"], first=first)
 
     def _read_pin(self, batch_id: int) -> dict[str, Any] | None:
         text = self.checkpoint.read(_pin_file(batch_id))

@@ -11,20 +11,28 @@ from functools import partial
 
 from pyspark.sql import DataFrame
 
+from foldin.checkpoints import Checkpoint
 from foldin.commits import Attempt
 from foldin.folding import fold
 from foldin.histories import histories, slim
+from foldin.leases import holder_of
 from foldin.registry import Model, Promotion, Registry, State
 from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position, TableSpec
 from foldin.shipping import ShippedModel
 from foldin.tables import Tables
 from foldin.trimming import Hold
 
-__all__ = ["Publisher"]
+__all__ = ["Publisher", "stream_runs"]
 
 log = logging.getLogger("foldin.publish")
 
 _ROWS_A_FILE = 25_000  # a micro-batch writes one file a table, not one a state partition: half the files to merge later
+
+
+def stream_runs(tables: Tables) -> bool:
+    """Whether a fold-in query is at work on these tables: its lease has not run out."""
+    holder = holder_of(Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in")))
+    return holder is not None and bool(holder.remaining())
 
 
 @dataclass
@@ -139,7 +147,8 @@ class Publisher:
             log.info("caught up to %s: %d users refolded", until, count)
             promotion = self.registry.promote(model_version, until, reason=reason, expected=expected)
             now = Position.after(self.tables.version(EVENTS))
-            if until < now:
-                # A stream that ran meanwhile and has ended folded these under the version before.
+            if until < now and not stream_runs(self.tables):
+                # A stream that ran meanwhile and has ended folded these under the version before; one that still
+                # runs finds the promotion and does this itself.
                 self.catch_up(model_version, until, now)
         return promotion
