@@ -18,11 +18,20 @@ from foldin.session import build_session
 _SUMMARY: list[str] = []
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+KILLS = int(os.environ.get("KILLS") or 6)
+LONG = 30
+"""From so many kills on what is marked `long` is tried too."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Everything here starts and kills processes, or takes its time."""
     for item in items:
         if Path(__file__).parent in item.path.parents and not item.get_closest_marker("benchmark"):
             item.add_marker("chaos")
+    left = [item for item in items if KILLS < LONG and item.get_closest_marker("long")]
+    if left:
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -40,7 +49,7 @@ def seed() -> int:
 
 @pytest.fixture(scope="session")
 def kills() -> int:
-    return int(os.environ.get("KILLS") or 8)
+    return KILLS
 
 
 @pytest.fixture
