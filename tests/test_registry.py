@@ -35,6 +35,19 @@ def test_of_two_promoters_that_saw_the_same_state_one_is_told_that_it_lost(table
     assert registry.promotion("a") == first
 
 
+def test_a_retirement_of_another_version_is_no_conflict_and_one_of_the_same_is(tables):
+    registry = Registry(tables)
+    registry.promote("a", Position(1), reason="test", expected=registry.read())
+    before = registry.read()
+    registry.retire("long gone", reason="maintenance")
+    assert registry.promote("b", Position(2), reason="test", expected=before).sequence == before.turn + 2
+    before = registry.read()
+    registry.retire("c", reason="maintenance")
+    with pytest.raises(PromotionConflictError, match="c was not promoted: turn 4 was taken"):
+        registry.promote("c", Position(3), reason="test", expected=before)
+    assert registry.active_version() == "b"
+
+
 def test_going_back_to_a_version_is_an_append(tables):
     registry = Registry(tables)
     for version, caught_up in (("a", 1), ("b", 2), ("a", 3)):

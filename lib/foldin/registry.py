@@ -283,27 +283,44 @@ class Registry:
         return assemble(factors, row | {"model_version": model_version})
 
     def _take_turn(self, row: dict[str, Any], expected: State) -> int:
-        """Append `row` as the next in the sequence, if nobody has done so since `expected` was read; its number.
+        """Append `row` as the next in the sequence, if nothing that matters has come since `expected`; its number.
+
+        A retirement of another version does not matter: a training is not to fail because maintenance tidies up.
+        """
+        done = {"active": "promoted"}.get(row["status"], row["status"])
+        while not self._taken(row, expected.turn + 1):
+            now = self.read()
+            same = (now.promotion, now.asked) == (expected.promotion, expected.asked) and now.turn > expected.turn
+            if not same or (row["status"] != "retired" and self._is_retired(row["model_version"])):
+                raise PromotionConflictError(
+                    f"model {row['model_version']} was not {done}: turn {expected.turn + 1} was taken by somebody else"
+                )
+            expected = now
+        return expected.turn + 1
+
+    def _taken(self, row: dict[str, Any], sequence: int) -> bool:
+        """Whether `row` is the one that has the number, by now.
 
         Delta applies a transaction id at most once and lets two writers of the same id conflict, so of two that saw
         the same state one wins and the other is told.
         """
-        sequence = expected.turn + 1
         token = uuid.uuid4().hex[:12]
-        done = {"active": "promoted"}.get(row["status"], row["status"])
-        conflict = f"model {row['model_version']} was not {done}: turn {sequence} was taken by somebody else"
         try:
             self._append(
                 row | {"sequence": sequence, "reason": f"{row['reason']} [{token}]"}, Transaction(_PROMOTIONS, sequence)
             )
         except Exception as error:
             if "ConcurrentTransaction" in type(error).__name__ + str(error):
-                raise PromotionConflictError(conflict) from error
+                return False
             raise
         taken = self.tables.read(MODELS).where(F.col("sequence") == sequence).first()
-        if taken is None or token not in taken["reason"]:
-            raise PromotionConflictError(conflict)
-        return sequence
+        return taken is not None and token in taken["reason"]
+
+    def _is_retired(self, model_version: str) -> bool:
+        rows = self.tables.read(MODELS).where(
+            (F.col("model_version") == model_version) & (F.col("status") == "retired")
+        )
+        return not rows.isEmpty()
 
     def _append(self, values: dict[str, Any], transaction: Transaction | None = None) -> None:
         row = dict.fromkeys(MODELS.schema.names) | {"by": getpass.getuser()} | values
