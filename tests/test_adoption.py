@@ -228,7 +228,11 @@ def test_of_two_promoters_at_once_one_is_told(folded, config, candidate, monkeyp
     assert folded.read(MODELS).where("status = 'active'").count() == 1 + 1
     assert len(errors) == 1
     assert "was taken by somebody else" in errors[0]
-    assert_whole(folded, Registry(folded).active_version())
+    winner = Registry(folded).active_version()
+    loser = ({candidate, other} - {winner}).pop()
+    assert statuses(folded, loser) == ["candidate", "refused"]
+    assert Registry(folded).why_not(loser) == errors[0]
+    assert_whole(folded, winner)
 
 
 def test_what_a_stream_folded_and_left_while_a_batch_job_caught_up_is_refolded(

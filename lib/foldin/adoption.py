@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -69,9 +70,23 @@ def bring_into_force(
         RejectedModelError: a newer version is in force, or asked for.
         FoldinError: the stream refused it (the message says why).
         MissingModelError: there is no such version, or it is retired.
-        PromotionConflictError: somebody else promoted, asked or retired at the same moment.
+        PromotionConflictError: somebody else promoted, asked or retired at the same moment; `models` says so too.
     """
     publisher = Publisher(tables, config.recommend.top_n)
+    try:
+        return _bring_into_force(tables, publisher, model_version, reason=reason, wait=wait, newer=newer)
+    except PromotionConflictError as error:
+        now = publisher.registry.read()
+        active = now.promotion.model_version if now.promotion is not None else None
+        if model_version not in (active, now.asked):  # else somebody else wants the same, and has it
+            with suppress(PromotionConflictError):
+                publisher.registry.refuse(model_version, reason=str(error), expected=now)
+        raise
+
+
+def _bring_into_force(
+    tables: Tables, publisher: Publisher, model_version: str, *, reason: str, wait: float, newer: bool
+) -> bool:
     registry, checkpoint = publisher.registry, Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in"))
     before = registry.read()
     if newer and (other := registry.newer_than(model_version, before)) is not None:
