@@ -20,7 +20,7 @@ from foldin.maintenance import maintain
 from foldin.reading import latest_recommendations
 from foldin.registry import Registry
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 CASES = [
     ("train", "after train item_factors", "item factors written, users' not"),
@@ -117,7 +117,6 @@ def story(past: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sto
                 job.kill()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("name", "boundary", "what"), CASES, ids=[f"{c[0]}: {c[2]}" for c in CASES])
 def test_killed_on_the_way_to_a_new_model_and_started_again_one_whole_version_serves_at_every_moment(
     story: Story, name: str, boundary: str, what: str, say: Callable[[str], None], summary: list[str]
