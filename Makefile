@@ -16,7 +16,7 @@ MARKERS = not ($(SLOW))
 DATA ?=
 SIZE ?=
 ARGS ?=
-KILLS ?= 6
+KILLS ?= 4
 SEED ?=
 
 .PHONY: help setup setup-bench demo test test-lifecycle test-data chaos kafka check format lock bench bench-kernel bench-top-n bench-stream package clean distclean

@@ -18,7 +18,7 @@ from foldin.session import build_session
 _SUMMARY: list[str] = []
 
 
-KILLS = int(os.environ.get("KILLS") or 6)
+KILLS = int(os.environ.get("KILLS") or 4)
 LONG = 30
 """From so many kills on what is marked `long` is tried too."""
 
