@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
+from chaos.equal import assert_nothing_published_twice
 from foldin.adoption import Adopter, bring_into_force, last_adopted
 from foldin.config import load_config
 from foldin.errors import FoldinError, RejectedModelError, StateMismatchError
 from foldin.fold_in import FoldIn
 from foldin.publishing import Publisher
 from foldin.registry import PromotionConflictError, Registry
-from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, USER_FACTORS, Position
+from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, USER_FACTORS, Position
 from foldin.streaming import GracefulStop
 from foldin.tables import Tables
 from foldin.training import train
@@ -146,12 +147,6 @@ def test_killed_at_any_step_the_adoption_is_finished_by_the_next_start(
     assert_whole(folded, candidate)
 
 
-def published_twice(tables) -> int:
-    keys = ("model_version", "user_id", "events_version", "events_index")
-    specs = (USER_FACTORS, RECOMMENDATIONS)
-    return sum(tables.read(spec).groupBy(*keys).count().where("count > 1").count() for spec in specs)
-
-
 @pytest.mark.parametrize(("owner", "method"), [(Registry, "promote"), (Adopter, "_done")])
 def test_what_was_refolded_before_a_kill_is_not_published_again(
     folded, config, candidate, events_frame, monkeypatch, owner, method
@@ -177,7 +172,7 @@ def test_what_was_refolded_before_a_kill_is_not_published_again(
     monkeypatch.undo()
     assert folded.read(USER_FACTORS).count() > rows  # the refold was made before the kill
     fold_once(folded, config)
-    assert published_twice(folded) == 0
+    assert_nothing_published_twice(folded)
     assert_whole(folded, candidate)
 
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from types import TracebackType
 
 from foldin.checkpoints import Checkpoint
@@ -74,7 +74,7 @@ def bring_into_force(
     """
     publisher = Publisher(tables, config.recommend.top_n)
     try:
-        return _bring_into_force(tables, publisher, model_version, reason=reason, wait=wait, newer=newer)
+        return _bring_into_force(publisher, model_version, reason=reason, wait=wait, newer=newer)
     except PromotionConflictError as error:
         now = publisher.registry.read()
         active = now.promotion.model_version if now.promotion is not None else None
@@ -84,10 +84,9 @@ def bring_into_force(
         raise
 
 
-def _bring_into_force(
-    tables: Tables, publisher: Publisher, model_version: str, *, reason: str, wait: float, newer: bool
-) -> bool:
-    registry, checkpoint = publisher.registry, Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in"))
+def _bring_into_force(publisher: Publisher, model_version: str, *, reason: str, wait: float, newer: bool) -> bool:
+    tables, registry = publisher.tables, publisher.registry
+    checkpoint = Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in"))
     before = registry.read()
     if newer and (other := registry.newer_than(model_version, before)) is not None:
         why = f"it is older than {other}, which is {'asked for' if other == before.asked else 'active'}"
@@ -216,16 +215,12 @@ class Adopter:
 
     def _refold(self, model_version: str, since: Position, until: Position) -> int:
         """What a process that was killed on the way to a promotion has published is not published again."""
-        work = {
-            "foldin-adopt": model_version,
-            "since": [since.version, since.index],
-            "until": [until.version, until.index],
-        }
+        work = {"foldin-adopt": model_version, "since": astuple(since), "until": astuple(until)}
         attempt = Attempt.at(work, self.publisher.tables, self.publisher.written)
         return self.publisher.catch_up(model_version, since, until, attempt)
 
     def _done(self, model_version: str) -> None:
         assert self.reached is not None
-        position = [self.reached.version, self.reached.index]
-        self.checkpoint.write(_FILE, json.dumps({"model_version": model_version, "position": position}))
+        done = {"model_version": model_version, "position": astuple(self.reached)}
+        self.checkpoint.write(_FILE, json.dumps(done))
         self.settled = model_version
