@@ -48,16 +48,30 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def run_job(body: Callable[[Job], None], options: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
-    """Parse, configure, run `body`; the exit code: 0, or the code of the error that a person reads in one line."""
+def run_job(
+    body: Callable[[Job], None],
+    options: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    *,
+    prepare: Callable[[argparse.Namespace], None] | None = None,
+    create: bool = True,
+) -> int:
+    """Parse, configure, run `body`; the exit code: 0, or the code of the error that a person reads in one line.
+
+    Args:
+        prepare: looks at the options before anything is started, and may complete them.
+        create: make the tables that are missing.
+    """
     setup_logging()
     parsed = options.parse_args(argv)
     folders: list[str] = []
     try:
+        if prepare is not None:
+            prepare(parsed)
         config, mapping = load_settings(parsed.config, parsed.sets, parsed.mapping)
         folders = [config.tables.root, config.spark.conf.get("spark.local.dir", tempfile.gettempdir())]
         spark = build_session(config)
-        body(Job(parsed, config, mapping, spark, Tables.of(spark, config.tables)))
+        body(Job(parsed, config, mapping, spark, Tables.of(spark, config.tables, create=create)))
     except FoldinError as error:
         _complain(" ".join(str(error).split()), folders)
         return error.exit_code

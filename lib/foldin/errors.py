@@ -16,6 +16,7 @@ __all__ = [
     "ConfigError",
     "FoldinError",
     "InvalidInputError",
+    "LeakError",
     "LeaseError",
     "MissingModelError",
     "PrerequisiteError",
@@ -87,6 +88,12 @@ class LeaseError(FoldinError):
     """Another process holds the lease on the checkpoint (or has taken it over): try again when its term is over."""
 
     exit_code: ClassVar[int] = 8
+
+
+class LeakError(FoldinError):
+    """An evaluation's contender knew what had not happened yet: its figures would be worth nothing."""
+
+    exit_code: ClassVar[int] = 11
 
 
 class AlarmError(FoldinError):

@@ -68,11 +68,14 @@ class SyntheticLog:
         self.first_day = np.where(rng.random(size.users) < 0.2, rng.integers(size.days, size=size.users), 0)
         self._activity = rng.lognormal(0, 1.0, size.users)
         self._next_id = 0
+        self.days: list[npt.NDArray[np.float64]] = []
+        """(users, genres) tastes on each day made so far: the truth that an evaluation can be held to."""
 
     def day(self, day: int) -> list[str]:
         """The lines of one day, in no order, with about 1% of rows that break the contract."""
         rng, size = self._rng, self.size
         self.user_tastes += rng.normal(0, 0.12, self.user_tastes.shape)  # drift
+        self.days.append(self.user_tastes.copy())
         here = np.flatnonzero(self.first_day <= day)
         weight = self._activity[here]
         users = rng.choice(here, size.views_per_day, p=weight / weight.sum())

@@ -1,0 +1,104 @@
+"""The body of `jobs/evaluate.py`: a log from files, the generator or the tables; a report in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+
+import pyarrow as pa
+from pyspark.sql import DataFrame
+
+from foldin.cli import Job
+from foldin.config import Config
+from foldin.demo.staging import fitting_mapping
+from foldin.demo.synthetic import SIZES, SyntheticLog
+from foldin.errors import ConfigError, PrerequisiteError
+from foldin.evaluation.plan import Plan
+from foldin.evaluation.report import check_folder, summary, write_report
+from foldin.evaluation.run import Evaluation, evaluate
+from foldin.evaluation.worked import worked_example
+from foldin.ingest import Ingest
+from foldin.mapping import Mapping
+from foldin.schemas import EVENTS
+from foldin.tables import Tables
+
+__all__ = ["check_options", "evaluate_job", "take_in"]
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Check what can be checked before Spark starts; find the mapping of files that say by their header what they are.
+
+    Raises:
+        ConfigError: an option breaks a rule, or no shipped mapping fits the files.
+        PrerequisiteError: matplotlib is not installed.
+    """
+    if options.batch_events is None:
+        options.batch_events = 0 if options.batch_seconds else Plan.batch_events
+    options.batch_seconds = options.batch_seconds or 0.0
+    options.oracle = int(options.oracle)
+    options.plan = Plan(**{f.name: getattr(options, f.name) for f in fields(Plan)})
+    check_folder(options.report)
+    if options.data is not None and options.mapping is None:
+        options.mapping = fitting_mapping(options.data)
+    if options.data is not None and not options.data.is_dir():
+        raise ConfigError(f"--data {options.data}: there is no such folder")
+    if options.generated is not None and options.mapping is not None:
+        raise ConfigError("--generated needs no --mapping: a generated log follows the event contract")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise PrerequisiteError("the report needs matplotlib: pip install 'foldin[report]'") from error
+
+
+def evaluate_job(job: Job) -> None:
+    """Replay, write the report, print what it says."""
+    options, made = job.options, None
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foldin-evaluate-")))
+        if options.generated is not None:
+            made = SyntheticLog(SIZES[options.generated])
+            made.write(work / "landing")
+            tables, events = take_in(job, work, work / "landing", job.mapping)
+        elif options.data is not None:
+            tables, events = take_in(job, work, options.data, job.mapping)
+        elif job.tables.exists(EVENTS):
+            tables, events = job.tables, job.tables.read(EVENTS)
+        else:
+            raise ConfigError(f"no events under {job.tables.root}: name a log by --data FOLDER or --generated SIZE")
+        title = options.title or (f"generated log, {options.generated}" if made else _title(job))
+        found = evaluate(tables, events, job.config, options.plan, title, made=made)
+        example = worked_example(found)
+    report = write_report(options.report, found.replayed, example)
+    _write_raw(job, found, options.report)
+    print(summary(found.replayed))
+    print(f"report: {report}")
+
+
+def take_in(job: Job, work: Path, folder: Path, mapping: Mapping) -> tuple[Tables, DataFrame]:
+    """Files through the production's ingest into tables of their own; prints the account of their rows."""
+    config: Config = job.config
+    places = {
+        "tables": config.tables.model_copy(update={"root": str(work / "tables"), "catalog": ""}),
+        "ingest": config.ingest.model_copy(update={"source": "files", "landing": str(folder)}),
+    }
+    config = config.model_copy(update=places)
+    tables = Tables.of(job.spark, config.tables)
+    account = Ingest(tables, config, mapping).run(once=True)
+    print(account)
+    for reason, count in sorted(account.quarantined.items(), key=lambda entry: (-entry[1], entry[0])):
+        print(f"  quarantined, {reason}: {count:,}")
+    return tables, tables.read(EVENTS)
+
+
+def _title(job: Job) -> str:
+    return str(job.mapping.name if job.options.data is not None else job.tables.root)
+
+
+def _write_raw(job: Job, found: Evaluation, folder: Path) -> None:
+    rows: pa.Table = found.replayed.rows
+    frame = job.spark.createDataFrame(rows)
+    path = str((folder / "results").absolute())
+    frame.coalesce(1).write.format("delta").mode("overwrite").option("overwriteSchema", True).save(path)
