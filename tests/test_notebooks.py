@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import getpass
 import json
 import re
-import socket
 from pathlib import Path
 
 import pytest
@@ -72,8 +70,6 @@ def test_it_does_not_tell_where_it_was_run(path):
     for picture in pictures_of(path):
         text = text.replace(json.dumps(picture)[1:-1], "")
     assert not re.findall(r"/(?:home|root|tmp|var|Users|work|usr|opt)/[^\s\"'\\]+", text)
-    assert socket.gethostname() not in text
-    assert not re.search(rf"\b{re.escape(getpass.getuser())}\b", text)
 
 
 def test_it_asks_for_any_python_kernel(path):
