@@ -11,7 +11,7 @@ export PYSPARK_PYTHON := $(CURDIR)/$(PY)
 export PYTHON
 
 # What `make test` leaves out; `make test MARKERS=chaos` runs just that.
-SLOW := lifecycle or realdata or chaos or cluster or kafka or notebooks or benchmark
+SLOW := lifecycle or realdata or chaos or cluster or kafka or benchmark
 MARKERS = not ($(SLOW))
 DATA ?=
 SIZE ?=
@@ -19,7 +19,7 @@ ARGS ?=
 KILLS ?= 4
 SEED ?=
 
-.PHONY: help setup setup-bench demo test test-lifecycle test-data chaos kafka check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
+.PHONY: help setup setup-bench demo test test-lifecycle test-data chaos kafka notebooks check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -52,15 +52,19 @@ chaos: setup ## Kill running jobs at random and on purpose, damage their files (
 kafka: setup ## Read from a real Kafka broker that is killed and started again (Ivy fetches it once, 100 MB)
 	@$(PY) -m pytest -p no:hypothesispytest -m kafka tests/kafka $(ARGS)
 
+notebooks: setup ## Execute the notebooks from a clean kernel (ARGS=--overwrite stores what they show)
+	@JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR=$(CURDIR)/build/ipython $(PY) -m pytest -p no:hypothesispytest --timeout 900 \
+		--nbmake --nbmake-timeout 600 notebooks tests/test_notebooks.py $(ARGS)
+
 check: setup ## Lint, check format and types, compare the locks with pyproject.toml
-	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests conf/dev
-	@$(PY) -m ruff format --check --output-format concise lib jobs tests conf/dev
+	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests notebooks conf/dev
+	@$(PY) -m ruff format --check --output-format concise lib jobs tests notebooks conf/dev
 	@$(PY) -m mypy --strict lib
 	@$(PY) conf/dev/check_locks.py
 
 format: setup ## Format the code and mend what ruff can mend
-	@$(PY) -m ruff check --fix lib jobs tests conf/dev
-	@$(PY) -m ruff format lib jobs tests conf/dev
+	@$(PY) -m ruff check --fix lib jobs tests notebooks conf/dev
+	@$(PY) -m ruff format lib jobs tests notebooks conf/dev
 
 lock: ## Remake the locks in conf/dev from pyproject.toml (needs the network; UPGRADE=1 for newer ones)
 	@python=$$(conf/dev/find-python) && PYTHON="$$python" UPGRADE="$(UPGRADE)" conf/dev/remake-locks

@@ -7,13 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from foldin.errors import MissingModelError
-from foldin.reading import latest_recommendations, latest_user_factors, popular_items, recommendations_for
+from foldin.errors import MissingModelError, UnknownItemError
+from foldin.reading import (
+    latest_recommendations,
+    latest_user_factors,
+    popular_items,
+    recommendations_for,
+    similar_items,
+)
 from foldin.recommending import recommend_all
 from foldin.registry import Registry
-from foldin.schemas import EVENTS, RECOMMENDATIONS, TABLES, Position
+from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, TABLES, Position
+from foldin.tables import Tables
 from foldin.training import train
-from world import bought, fold_once, latest_lists
+from world import ITEMS, bought, fold_once, latest_lists
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,3 +95,43 @@ def test_the_sql_of_the_readme_answers_as_the_library_does(spark, folded, config
     assert Position.after(folded.version(EVENTS)) == max(
         Position(row["events_version"], row["events_index"]) for row in latest_user_factors(folded).collect()
     )
+
+
+def with_directions(tables: Tables, directions: dict[str, list[float]]) -> Tables:
+    """A second model in force, with the same row in `models` but these factors of its items."""
+    registry = Registry(tables)
+    row = registry.row(registry.active_version()).asDict() | {"model_version": "made-up", "items": len(directions)}
+    rows = [("made-up", item, factors, 1) for item, factors in directions.items()]
+    schema = "model_version string, item_id string, factors array<float>, users bigint"
+    frame = tables.spark.createDataFrame(rows, schema).selectExpr("*", "xxhash64(item_id) as item_hash")
+    tables.append(frame, ITEM_FACTORS)
+    registry.candidate({key: value for key, value in row.items() if key not in ("status", "at", "by")})
+    registry.promote("made-up", Position(1), reason="test", expected=registry.read())
+    return tables
+
+
+def test_items_of_one_taste_are_similar_to_each_other(world):
+    found = similar_items(world, "i0", n=5)
+    assert {item for item, _ in found} == set(ITEMS[1:6])
+    rest = dict(similar_items(world, "i0", n=100))
+    assert rest.keys() == set(ITEMS[1:])
+    assert min(similarity for _, similarity in found) > max(rest[item] for item in ITEMS[6:])
+
+
+def test_similarity_is_the_cosine_whatever_the_length_and_ties_stand_in_order_of_id(world):
+    directions = {"a": [3.0, 4.0], "c": [6.0, 8.0], "b": [0.3, 0.4], "across": [-4.0, 3.0], "against": [-3.0, -4.0]}
+    found = similar_items(with_directions(world, directions), "a")
+    assert [item for item, _ in found] == ["b", "c", "across", "against"]
+    assert [similarity for _, similarity in found] == pytest.approx([1.0, 1.0, 0.0, -1.0], abs=1e-6)
+    assert found[:2] == similar_items(world, "a", n=2)
+
+
+def test_an_item_without_a_direction_is_similar_to_nothing(world):
+    tables = with_directions(world, {"a": [1.0, 0.0], "b": [1.0, 1.0], "nothing": [0.0, 0.0]})
+    assert [item for item, _ in similar_items(tables, "a")] == ["b"]
+    assert similar_items(tables, "nothing") == []
+
+
+def test_an_item_that_the_model_does_not_know_has_no_similar_ones(world):
+    with pytest.raises(UnknownItemError, match="no factors of item 'unheard-of'"):
+        similar_items(world, "unheard-of")

@@ -22,6 +22,7 @@ __all__ = [
     "PrerequisiteError",
     "SingularSystemError",
     "StateMismatchError",
+    "UnknownItemError",
     "reason_of",
 ]
 
@@ -58,6 +59,10 @@ class MissingModelError(FoldinError):
     """There is no active model (or not the named one) to read from."""
 
     exit_code: ClassVar[int] = 3
+
+
+class UnknownItemError(FoldinError):
+    """The active model has no factors of the item, so there is no score to explain and nothing similar to it."""
 
 
 class StateMismatchError(FoldinError):

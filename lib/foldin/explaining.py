@@ -8,7 +8,7 @@ import numpy as np
 from pyspark.sql import functions as F
 
 from foldin import kernels
-from foldin.errors import FoldinError
+from foldin.errors import UnknownItemError
 from foldin.histories import items_of
 from foldin.kernels import Explanation
 from foldin.publishing import Publisher
@@ -18,10 +18,6 @@ from foldin.schemas import EVENTS
 from foldin.tables import Tables
 
 __all__ = ["ItemReasons", "UnknownItemError", "explain", "explain_list"]
-
-
-class UnknownItemError(FoldinError):
-    """The active model has no factors of the item, so no score to explain."""
 
 
 @dataclass(frozen=True, eq=False)

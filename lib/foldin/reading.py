@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from foldin.config import load_config
+from foldin.errors import UnknownItemError
 from foldin.registry import Registry
 from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, USER_FACTORS
 from foldin.session import build_session
@@ -20,6 +22,7 @@ __all__ = [
     "open_tables",
     "popular_items",
     "recommendations_for",
+    "similar_items",
 ]
 
 
@@ -90,3 +93,28 @@ def recommendations_for(tables: Tables, user_id: str, n: int = 10) -> UserRecomm
     return UserRecommendations(
         user_id, version, tuple((item["item_id"], float(item["users"])) for item in popular), "popularity"
     )
+
+
+def similar_items(tables: Tables, item_id: str, n: int = 10) -> list[tuple[str, float]]:
+    """The `n` items nearest to one by the cosine of their factors under the active model: (item_id, similarity).
+
+    The nearest first, equal ones in order of id. An item whose factors are all zero has no direction: it is similar to
+    nothing, and nothing to it.
+
+    Raises:
+        MissingModelError: no model is active.
+        UnknownItemError: the active model does not know the item.
+    """
+    model = Registry(tables).load(Registry(tables).active_version())
+    ids = model.item_ids.to_pylist()
+    if item_id not in ids:
+        raise UnknownItemError(f"model {model.version} has no factors of item {item_id!r}: it was not trained on it")
+    at = ids.index(item_id)
+    factors = model.items.factors.astype(np.float64)
+    norms = np.linalg.norm(factors, axis=1)
+    if norms[at] == 0:
+        return []
+    cosines = np.divide(factors @ factors[at], norms * norms[at], out=np.full(len(ids), -np.inf), where=norms > 0)
+    cosines[at] = -np.inf
+    ranked = sorted(np.flatnonzero(np.isfinite(cosines)).tolist(), key=lambda i: (-cosines[i], ids[i]))
+    return [(ids[i], float(cosines[i])) for i in ranked[:n]]

@@ -4,115 +4,25 @@ from __future__ import annotations
 
 import logging
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from foldin.config import Config
 from foldin.demo.lifecycle import show_lifecycle
-from foldin.demo.staging import Staged, fitting_mapping, stage
+from foldin.demo.staging import fitting_mapping, stage
+from foldin.demo.streams import Streams
 from foldin.demo.synthetic import CONVERT, NEWCOMER, SIZES, SyntheticLog
-from foldin.errors import AccountingError, ConfigError, FoldinError
-from foldin.fold_in import FoldIn
-from foldin.ingest import Ingest
+from foldin.errors import AccountingError, ConfigError
 from foldin.mapping import load_settings
 from foldin.reading import UserRecommendations, recommendations_for
-from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE, Position
+from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE
 from foldin.session import build_session
-from foldin.streaming import GracefulStop
 from foldin.tables import Tables
 from foldin.training import train
 
 __all__ = ["run_demo"]
 
 _MARK = ".foldin-demo"
-_DEADLINE = 300.0
-
-
-class Demo:
-    """The demo's folders, its two running queries and what they are waited for."""
-
-    def __init__(self, root: Path, config: Config, staged: Staged, tables: Tables) -> None:
-        self.landing = root / "landing"
-        self.landing.mkdir(exist_ok=True)
-        self.staged, self.tables = staged, tables
-        self.ingest = Ingest(tables, config, staged.mapping)
-        self.fold_in = FoldIn(tables, config)
-        self.landed = 0
-        self._failures: list[BaseException] = []
-
-    def land(self, *files: Path) -> int:
-        """Move files into the landing folder, each by one rename; the rows in them."""
-        rows = 0
-        for file in files:
-            rows += sum(1 for line in file.open(encoding="utf-8") if line.strip())
-            file.rename(self.landing / f"{len(list(self.landing.iterdir())):04d}-{file.name}")
-        self.landed += rows
-        return rows
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Both queries, each on a thread of its own, until the block ends."""
-        jobs: Sequence[Callable[..., object]] = (self.ingest.run, self.fold_in.run)
-        stops = [GracefulStop() for _ in jobs]
-        threads = [
-            threading.Thread(target=self._guard, args=pair, daemon=True) for pair in zip(jobs, stops, strict=True)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            for stop in stops:
-                stop.ask()
-            for thread in threads:
-                thread.join(60)
-        self._raise_failure()
-
-    def settle(self, known: int) -> None:
-        """Wait until all that has landed is ingested and folded in."""
-
-        def settled() -> bool:
-            if known + self.ingest.account.rows_in < self.landed:
-                return False
-            reached = self.fold_in.reached
-            return reached is not None and reached >= Position.after(self.tables.version(EVENTS))
-
-        self._wait(settled, "the stream to take in what has landed")
-
-    def fresh_list(self, user_id: str, before: UserRecommendations) -> tuple[UserRecommendations, float]:
-        """Poll as a reader would until the user's list is another one; the list and the seconds it took."""
-        started = time.monotonic()
-        found: list[UserRecommendations] = []
-
-        def changed() -> bool:
-            now = recommendations_for(self.tables, user_id)
-            if now.items != before.items and now.source == "als":
-                found.append(now)
-            return bool(found)
-
-        self._wait(changed, f"a fresh list of {user_id}")
-        return found[0], time.monotonic() - started
-
-    def _wait(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + _DEADLINE
-        while not condition():
-            self._raise_failure()
-            if time.monotonic() > deadline:
-                raise FoldinError(f"waited {_DEADLINE:.0f} s for {what}")
-            time.sleep(0.05)
-
-    def _guard(self, job: Callable[..., object], stop: GracefulStop) -> None:
-        try:
-            job(once=False, stop=stop)
-        except BaseException as error:
-            self._failures.append(error)
-
-    def _raise_failure(self) -> None:
-        if self._failures:
-            raise self._failures[0]
 
 
 def run_demo(
@@ -146,11 +56,11 @@ def run_demo(
         say(f"generated {len(files)} days of a log with known tastes in {source}")
     heroes = (CONVERT, NEWCOMER) if data is None else None
     staged = stage(spark, config, chosen, source, folder / "staging", users=heroes)
-    demo = Demo(folder, config, staged, tables)
+    demo = Streams(tables, config, staged.mapping)
 
     rows = demo.land(*staged.slices[0].glob("part-*"))
     say(f"landed the first {rows:,} rows; ingesting them")
-    account = demo.ingest.run(once=True)
+    account = demo.ingest_once()
     say(f"ingest: {account}")
     trained = train(tables, config)
     say(
@@ -160,19 +70,17 @@ def run_demo(
     )
 
     (regular, more), (newcomer, first) = staged.regular, staged.newcomer
-    known = demo.ingest.account.rows_in
-    demo.ingest = Ingest(tables, config, staged.mapping)
     with demo.running():
         say("streaming: ingest and fold-in are running")
         for part in staged.slices[1:]:
             started, users = time.monotonic(), demo.fold_in.users
             rows = demo.land(*part.glob("part-*"))
-            demo.settle(known)
+            demo.settle()
             say(
                 f"streamed {rows:,} rows: {demo.fold_in.users - users:,} users have fresh factors and lists "
                 f"{time.monotonic() - started:.1f} s after they landed"
             )
-        demo.settle(known)
+        demo.settle()
         before = recommendations_for(tables, regular)
         demo.land(more)
         after, seconds = demo.fresh_list(regular, before)
@@ -184,7 +92,7 @@ def run_demo(
         after, seconds = demo.fresh_list(newcomer, before)
         say(f"{newcomer} was never seen before: {_events_of(tables, newcomer, 5)}; first list after {seconds:.1f} s")
         _show_lists(before, after)
-        demo.settle(known)
+        demo.settle()
         show_lifecycle(tables, config, say)
     _account(tables, demo.landed, say)
     say(f"the tables lie in {tables.root}, Spark's own log is {folder / 'spark.log'}. Read them in one line:")

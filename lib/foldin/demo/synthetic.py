@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CONVERT", "GENRES", "NEWCOMER", "SIZES", "Size", "SyntheticLog"]
+__all__ = ["CONVERT", "GENRES", "NEWCOMER", "SIZES", "Size", "SyntheticLog", "genre_of"]
 
 GENRES = ("jazz", "metal", "folk", "opera", "disco", "blues", "tango", "punk")
 """Each item is of one genre, which its id names; a taste is a weight for each genre."""
@@ -41,6 +41,11 @@ SIZES = {
     "medium": Size(users=20_000, items=4_000, days=21, views_per_day=20_000),
     "large": Size(users=100_000, items=20_000, days=28, views_per_day=100_000),
 }
+
+
+def genre_of(item_id: str) -> str:
+    """The genre that an item's id names."""
+    return item_id.partition("-")[0]
 
 
 class SyntheticLog:
