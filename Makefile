@@ -11,7 +11,7 @@ export PYSPARK_PYTHON := $(CURDIR)/$(PY)
 export PYTHON
 
 # What `make test` leaves out; `make test MARKERS=chaos` runs just that.
-SLOW := lifecycle or realdata or chaos or cluster or kafka or benchmark
+SLOW := lifecycle or evaluation or realdata or chaos or cluster or kafka or benchmark
 MARKERS = not ($(SLOW))
 DATA ?=
 SIZE ?=
@@ -19,7 +19,7 @@ ARGS ?=
 KILLS ?= 4
 SEED ?=
 
-.PHONY: help setup setup-bench demo test test-lifecycle test-data chaos kafka notebooks check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
+.PHONY: help setup setup-bench demo test test-lifecycle test-data test-evaluation evaluate chaos kafka notebooks check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -45,6 +45,12 @@ test-lifecycle: setup ## Run the tests of a model's life: judged, searched, adop
 
 test-data: setup ## Run the tests on the real event logs (FOLDIN_DATA, default ../shared/data)
 	@$(PY) -m pytest -m realdata $(ARGS)
+
+test-evaluation: setup ## Run the tests of the evaluation that train models
+	@$(PY) -m pytest -m evaluation $(ARGS)
+
+evaluate: setup ## Replay a generated log (SIZE=...) or a real one (DATA=folder), write report/; ARGS="--help"
+	@$(PY) jobs/evaluate.py $(if $(DATA),--data "$(DATA)",--generated "$(or $(SIZE),small)") $(ARGS)
 
 chaos: setup ## Kill running jobs at random and on purpose, damage their files (KILLS=30 for longer, SEED=...)
 	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -p no:hypothesispytest -m chaos tests/chaos $(ARGS)

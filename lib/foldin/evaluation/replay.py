@@ -215,7 +215,7 @@ class _Sight:
     def shown(self, name: str) -> Shown:
         """Of all lists of a contender."""
         bits, places, by_popularity, lists = self._sums[name].tolist()
-        covered = np.count_nonzero(self._listed[name] & self._known) / max(1, np.count_nonzero(self._known))
+        covered = int(np.count_nonzero(self._listed[name] & self._known)) / max(1, int(np.count_nonzero(self._known)))
         return Shown(covered, bits / max(1, places), by_popularity / max(1, lists))
 
 
