@@ -9,7 +9,8 @@ import pytest
 from results_world import COST, made_up, replayed_of
 
 from foldin.errors import FoldinError
-from foldin.evaluation.measures import FAILS, HOLDS, UNKNOWN, Measures, measures_of, verdicts
+from foldin.evaluation.measures import Measures, measures_of
+from foldin.evaluation.verdicts import FAILS, HOLDS, UNKNOWN, verdicts
 
 WIDE = ("recent", "stale", "nightly", "additive", "foldin", "oracle")
 

@@ -11,9 +11,10 @@ from results_world import START, made_up, replayed_of
 from foldin.errors import FoldinError
 from foldin.evaluation import report
 from foldin.evaluation.example import Example, choose
-from foldin.evaluation.measures import measures_of, verdicts
+from foldin.evaluation.measures import measures_of
 from foldin.evaluation.pictures import PICTURES
 from foldin.evaluation.report import check_folder, headline_table, summary, write_report
+from foldin.evaluation.verdicts import verdicts
 
 EXAMPLE = Example(
     user_id="u|1",

@@ -13,9 +13,10 @@ from pathlib import Path
 from foldin.errors import FoldinError
 from foldin.evaluation.example import Example, safe
 from foldin.evaluation.intervals import LEAST_USERS, RESAMPLES, Interval
-from foldin.evaluation.measures import FAILS, HOLDS, METRICS, UNKNOWN, Measures, Slice, measures_of, verdicts
+from foldin.evaluation.measures import METRICS, Measures, Slice, measures_of
 from foldin.evaluation.pictures import KIND_NAMES, NAMES, PICTURES, human
 from foldin.evaluation.results import Replayed
+from foldin.evaluation.verdicts import FAILS, HOLDS, UNKNOWN, verdicts
 
 __all__ = ["RAW", "check_folder", "headline_table", "summary", "write_report"]
 
