@@ -36,7 +36,7 @@ from foldin.training import train
 
 pytestmark = pytest.mark.evaluation
 
-SIZE = Size(users=120, items=60, days=6, views_per_day=250)
+SIZE = Size(users=120, items=120, days=6, views_per_day=250)
 SETTINGS = ("judge.holdout=0", "train.rank=6", "train.iterations=4", "train.blocks=2", "recommend.top_n=5")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,7 +37,6 @@ def check_options(options: argparse.Namespace) -> None:
     if options.batch_events is None:
         options.batch_events = 0 if options.batch_seconds else Plan.batch_events
     options.batch_seconds = options.batch_seconds or 0.0
-    options.oracle = int(options.oracle)
     options.plan = Plan(**{f.name: getattr(options, f.name) for f in fields(Plan)})
     check_folder(options.report)
     if options.data is not None and options.mapping is None:
@@ -56,8 +54,8 @@ def check_options(options: argparse.Namespace) -> None:
 def evaluate_job(job: Job) -> None:
     """Replay, write the report, print what it says."""
     options, made = job.options, None
-    with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="foldin-evaluate-")))
+    with tempfile.TemporaryDirectory(prefix="foldin-evaluate-") as folder:
+        work = Path(folder)
         if options.generated is not None:
             made = SyntheticLog(SIZES[options.generated])
             made.write(work / "landing")
@@ -68,7 +66,7 @@ def evaluate_job(job: Job) -> None:
             tables, events = job.tables, job.tables.read(EVENTS)
         else:
             raise ConfigError(f"no events under {job.tables.root}: name a log by --data FOLDER or --generated SIZE")
-        title = options.title or (f"generated log, {options.generated}" if made else _title(job))
+        title = options.title or (f"a generated log ({options.generated})" if made else _title(job))
         found = evaluate(tables, events, job.config, options.plan, title, made=made)
         example = worked_example(found)
     report = write_report(options.report, found.replayed, example)
@@ -94,7 +92,7 @@ def take_in(job: Job, work: Path, folder: Path, mapping: Mapping) -> tuple[Table
 
 
 def _title(job: Job) -> str:
-    return str(job.mapping.name if job.options.data is not None else job.tables.root)
+    return job.mapping.name if job.options.data is not None else "the events of this installation"
 
 
 def _write_raw(job: Job, found: Evaluation, folder: Path) -> None:
