@@ -46,6 +46,15 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     session.stop()
 
 
+@pytest.fixture(scope="module")
+def compiled(spark: SparkSession) -> Iterator[None]:
+    """What has many rows compiles everything, as users' sessions do."""
+    key = "spark.sql.codegen.factoryMode"
+    spark.conf.set(key, "FALLBACK")
+    yield
+    spark.conf.set(key, quick.SETTINGS[key])
+
+
 @pytest.fixture
 def make_config(tmp_path: Path) -> Callable[..., Config]:
     """A configuration whose tables and landing folder lie in the test's own folder, and a small model."""

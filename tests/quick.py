@@ -1,7 +1,7 @@
 """What makes a session of a test cheap: tables here have some dozen rows, and plans are run once or twice.
 
 Spark itself is the same. What users run, with its defaults, is run by the jobs that tests start as processes: in
-test_jobs.py, chaos, kafka and the demo.
+test_jobs.py, chaos, kafka and the demo; on real logs, projections are compiled too (fixture `compiled`).
 """
 
 from __future__ import annotations
