@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
+import quick
 from foldin.config import Config, load_config
 from foldin.fold_in import FoldIn
 from foldin.schemas import EVENTS
@@ -34,15 +35,24 @@ def data_dir() -> Path:
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """A local session with two cores and two shuffle partitions."""
     folder = tmp_path_factory.mktemp("spark")
-    settings = {
+    settings = quick.SETTINGS | {
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
-        "spark.driver.extraJavaOptions": f"-Dderby.system.home={folder}",
+        "spark.driver.extraJavaOptions": f"{quick.JVM} -Dderby.system.home={folder}",
         "spark.driver.memory": "3g",
     }
-    sets = ["spark.master='local[2]'"] + [f"spark.conf.{key}={value}" for key, value in settings.items()]
+    sets = ["spark.master='local[2]'"] + [f"spark.conf.{key}='{value}'" for key, value in settings.items()]
     session = build_session(load_config(sets=sets), log_file=folder / "spark.log")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="module")
+def compiled(spark: SparkSession) -> Iterator[None]:
+    """What has many rows compiles everything, as users' sessions do."""
+    key = "spark.sql.codegen.factoryMode"
+    spark.conf.set(key, "FALLBACK")
+    yield
+    spark.conf.set(key, quick.SETTINGS[key])
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from foldin.tables import Tables
 from foldin.training import Trained, train
 from world import assert_same_vectors, copy_of, fold_once, latest_lists, latest_vectors, vectors
 
-pytestmark = [pytest.mark.realdata, pytest.mark.timeout(540)]
+pytestmark = [pytest.mark.realdata, pytest.mark.timeout(540), pytest.mark.usefixtures("compiled")]
 
 CUT, WEEK_END = "2011-09-01", "2011-09-08"
 

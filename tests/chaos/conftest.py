@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
+import quick
 from chaos.processes import JVM, Job
-from chaos.worlds import World, copy_of, past_of
+from chaos.worlds import World, archive_of, copy_of, past_of
 from foldin.config import load_config
 from foldin.session import build_session
 
@@ -74,7 +75,7 @@ def summary() -> list[str]:
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """As the other tests' session, but quick to start and to do a thing once: its share here is small."""
     folder = tmp_path_factory.mktemp("spark")
-    settings = {
+    settings = quick.SETTINGS | {
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
         "spark.driver.extraJavaOptions": f"{JVM} -Dderby.system.home={folder}",
         "spark.driver.memory": "2g",
@@ -86,9 +87,14 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 
 
 @pytest.fixture(scope="session")
-def past(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> World:
+def past(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Not to be changed."""
-    return past_of(spark, tmp_path_factory.mktemp("past"))
+    world = past_of(spark, tmp_path_factory.mktemp("past"))
+    # A third of a start's CPU time goes into classes, and there are thirty starts. A JVM that cannot use it ignores it.
+    archive = archive_of(world, tmp_path_factory.mktemp("archive"))
+    world.jvm = f"-XX:SharedArchiveFile={archive} -Xlog:cds*=off"
+    yield world
+    archive.unlink(missing_ok=True)  # 200 MB; pytest keeps the folders of its last runs
 
 
 @pytest.fixture

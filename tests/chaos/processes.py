@@ -63,6 +63,8 @@ class Job:
     arm: Path | None = None
     """With it the launcher runs the job and kills it at the boundary that this file names."""
     wrapper: tuple[str, ...] = ()
+    jvm: str = ""
+    """Options of its JVM, beside the ones that all have."""
     process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
     started: float = field(default=0.0, init=False)
 
@@ -118,7 +120,7 @@ class Job:
     def _jvm(self) -> Iterable[str]:
         if not any(setting.startswith("spark.conf.spark.driver.extraJavaOptions=") for setting in self.settings):
             log = f'"-Dlog4j2.configurationFile={ROOT / "conf" / "log4j2.properties"}"'  # as the product has it
-            yield f"spark.conf.spark.driver.extraJavaOptions='{log} {JVM}'"
+            yield f"spark.conf.spark.driver.extraJavaOptions='{log} {JVM} {self.jvm}'"
 
 
 def _group_lives(pgid: int) -> bool:

@@ -93,7 +93,7 @@ def test_a_full_disk_is_named_in_one_line_and_the_jobs_go_on_once_there_is_room(
     world.land()
 
     for name in ("ingest", "fold_in"):
-        job = Job(name, inside.settings, disk.mount.with_name(f"{name}.log"), wrapper=disk.enter)
+        job = replace(inside.job(name), log=disk.mount.with_name(f"{name}.log"), wrapper=disk.enter)
         jobs.append(job)
         disk.fill()
         assert job.start("--once").wait_for_death() == 1, job.said()[-3000:]

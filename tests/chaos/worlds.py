@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -30,6 +30,8 @@ class World:
     more: tuple[str, ...] = ()
     names: list[str] = field(default_factory=list)
     """Files landed since the copy was made."""
+    jvm: str = ""
+    """Options of its jobs' JVMs."""
 
     @property
     def settings(self) -> tuple[str, ...]:
@@ -57,7 +59,8 @@ class World:
     def job(self, name: str, *more: str, arm: bool = False) -> Job:
         """Not started yet."""
         folder = self.installation.root.parent
-        return Job(name, (*self.settings, *more), folder / f"{name}.log", folder / f"{name}.arm" if arm else None)
+        armed = folder / f"{name}.arm" if arm else None
+        return Job(name, (*self.settings, *more), folder / f"{name}.log", armed, jvm=self.jvm)
 
     def ingest(self) -> Ingest:
         """In this process."""
@@ -82,4 +85,14 @@ def copy_of(past: World, folder: Path, *more: str, landing: Path | None = None) 
     shutil.copytree(past.installation.root, folder / "tables", ignore=shutil.ignore_patterns("_checkpoints"))
     landing = landing or folder / "landing"
     landing.mkdir(exist_ok=True)
-    return World(past.spark, Installation(folder / "tables", landing), copy.deepcopy(past.log), past.models, more)
+    there = Installation(folder / "tables", landing)
+    return World(past.spark, there, copy.deepcopy(past.log), past.models, more, jvm=past.jvm)
+
+
+def archive_of(past: World, folder: Path) -> Path:
+    """Spark's classes as a job has loaded and verified them, for the JVMs that are started later to map."""
+    archive = folder / "classes.jsa"
+    job = copy_of(past, folder / "world").job("fold_in")
+    job = replace(job, jvm=f"-XX:ArchiveClassesAtExit={archive} -Xlog:cds*=off")  # it names each class that it leaves
+    assert job.start("--once").wait_for_death() == 0, job.said()[-3000:]
+    return archive

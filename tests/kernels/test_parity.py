@@ -64,7 +64,7 @@ def train(spark: SparkSession, ratings: pd.DataFrame, rank: int, objective: Obje
     )
 
 
-pytestmark = pytest.mark.realdata
+pytestmark = [pytest.mark.realdata, pytest.mark.usefixtures("compiled")]
 
 
 @pytest.fixture(scope="module")
