@@ -66,6 +66,7 @@ def bars(
     axes.bar_label(drawn, [form.format(number) for number in numbers], padding=4, color=_INK)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)
     if line is not None:
