@@ -84,7 +84,7 @@ package: setup ## Build the wheel into dist/
 	@$(PY) -m hatchling build -t wheel -d dist
 
 clean: ## Remove what builds, tests and runs leave behind, but neither .venv nor data
-	@rm -rf build dist spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist spark-warehouse notebooks/spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove .venv too; the cache of packages stays, so that the next set-up is quick

@@ -109,7 +109,8 @@ def grouped_bars(
         at = np.arange(len(frame)) + (k - (len(frame.columns) - 1) / 2) * width
         drawn = axes.bar(at, frame[name].to_numpy(dtype=float), width=width, color=shades[name], label=name)
         if form:
-            axes.bar_label(drawn, fmt=form, padding=2, fontsize=8, color=_INK)
+            labels = ["" if np.isnan(value) else form.format(value) for value in frame[name]]
+            axes.bar_label(drawn, labels, padding=2, fontsize=8, color=_INK)
     axes.axhline(0, color=_INK, linewidth=0.8)
     axes.set_xticks(range(len(frame)), [str(label) for label in frame.index])
     axes.grid(axis="x", visible=False)
