@@ -242,7 +242,9 @@ class _Search:
             return
         fixed = self._optuna.trial.FixedTrial(self._proposal(trial.settings))
         try:
-            self._suggest(fixed)
+            with warnings.catch_warnings():  # of what the next call refuses
+                warnings.filterwarnings("ignore", "The value .* is out of the range")
+                self._suggest(fixed)
             known = self._optuna.trial.create_trial(
                 params=fixed.params, distributions=fixed.distributions, value=trial.score
             )
