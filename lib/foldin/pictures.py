@@ -236,7 +236,8 @@ def micro_batches(metrics: pd.DataFrame, title: str) -> Figure:
     fresh = metrics[["freshness_p50", "freshness_p95"]].to_numpy(dtype=float)
     lower.vlines(at, fresh[:, 0], fresh[:, 1], color=_COLOURS[1], linewidth=3, alpha=0.5)
     lower.scatter(at, fresh[:, 0], color=_COLOURS[0], zorder=3, label="freshness, median event")
-    lower.scatter(at, fresh[:, 1], color=_COLOURS[1], zorder=3, label="freshness, 95th percentile")
+    ring = {"s": 90, "facecolors": "none", "edgecolors": _COLOURS[1], "linewidths": 2}  # the two may be one
+    lower.scatter(at, fresh[:, 1], zorder=3, label="freshness, 95th percentile", **ring)
     lower.set_ylim(bottom=0)
     lower.set_xticks(at, [str(number) for number in metrics["batch_id"]])
     for axes in (upper, lower):
