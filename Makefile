@@ -58,9 +58,10 @@ chaos: setup ## Kill running jobs at random and on purpose, damage their files (
 kafka: setup ## Read from a real Kafka broker that is killed and started again (Ivy fetches it once, 100 MB)
 	@$(PY) -m pytest -p no:hypothesispytest -m kafka tests/kafka $(ARGS)
 
+# A JVM that lives for a minute or two gains nothing from its second, costly compiler.
 notebooks: setup ## Execute the notebooks from a clean kernel (ARGS=--overwrite stores what they show)
-	@JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR=$(CURDIR)/build/ipython $(PY) -m pytest -p no:hypothesispytest --timeout 900 \
-		--nbmake --nbmake-timeout 600 notebooks tests/test_notebooks.py $(ARGS)
+	@JUPYTER_PREFER_ENV_PATH=1 IPYTHONDIR=$(CURDIR)/build/ipython JDK_JAVA_OPTIONS=-XX:TieredStopAtLevel=1 \
+		$(PY) -m pytest -p no:hypothesispytest --timeout 900 --nbmake --nbmake-timeout 600 notebooks tests/test_notebooks.py $(ARGS)
 
 check: setup ## Lint, check format and types, compare the locks with pyproject.toml
 	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests notebooks conf/dev
@@ -90,7 +91,7 @@ package: setup ## Build the wheel into dist/
 	@$(PY) -m hatchling build -t wheel -d dist
 
 clean: ## Remove what builds, tests and runs leave behind, but neither .venv nor data
-	@rm -rf build dist spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build dist spark-warehouse notebooks/spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove .venv too; the cache of packages stays, so that the next set-up is quick

@@ -182,6 +182,27 @@ def test_an_idle_stream_says_so_once_and_an_alarm_that_exits_ends_it_after_the_b
     assert world.read(USER_FACTORS).where("user_id = 'u1' and events = 5").count() == 1
 
 
+def test_a_batch_after_an_idle_time_has_its_row(folded, config, events_frame, monkeypatch):
+    interval = "spark.sql.streaming.noDataProgressEventInterval"  # 10 s: then Spark reports the batch to come
+    monkeypatch.setattr("foldin.monitoring._TICK", 0.05)
+    folded.spark.conf.set(interval, "100")
+    stop, query = GracefulStop(), FoldIn(folded, config)
+    thread = threading.Thread(target=query.run, kwargs={"once": False, "stop": stop})
+    thread.start()
+    try:
+        for k, user in enumerate(("u1", "u2")):
+            _wait_until(lambda: [q for q in folded.spark.streams.active if len(q.recentProgress) > 2])
+            time.sleep(1)
+            folded.append(events_frame(bought(f"after-{k}", user, "i0")), EVENTS)
+            _wait_until(lambda k=k: query.users == k + 1)
+    finally:
+        stop.ask()
+        thread.join()
+        folded.spark.conf.unset(interval)
+    assert [row["rows"] for row in metrics_of(folded)][-2:] == [1, 1]
+    assert all(row["freshness_p50"] > 0 for row in metrics_of(folded)[-2:])
+
+
 @pytest.fixture
 def alarm(caplog) -> Alarm:
     caplog.set_level(logging.INFO, "foldin")

@@ -100,6 +100,7 @@ class Monitor:
         self._notes: dict[int, _Note] = {}
         self._under_way: int | None = None
         self._recorded = -1
+        self._looked = ""
         self._buffer: list[dict[str, Any]] = []
         self._flushed = self._quiet_since = time.monotonic()
         self._idle = False
@@ -225,10 +226,14 @@ class Monitor:
         reports = self._running._jsq.recentProgress()
         new = []
         for at in reversed(range(len(reports))):
-            if reports[at].batchId() <= self._recorded:
+            if reports[at].batchId() <= self._recorded or reports[at].timestamp() == self._looked:
                 break
             new.append(json.loads(reports[at].json()))
+        if new:
+            self._looked = new[0]["timestamp"]
         for report in reversed(new):
+            if "addBatch" not in report["durationMs"]:
+                continue  # every 10 s of idleness Spark reports the batch that is still to come
             self._recorded = report["batchId"]
             note = self._notes.pop(self._recorded, _Note())
             for batch_id in [b for b in self._notes if b < self._recorded]:

@@ -66,6 +66,7 @@ def bars(
     axes.bar_label(drawn, [form.format(number) for number in numbers], padding=4, color=_INK)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.12)
     if line is not None:
@@ -108,7 +109,8 @@ def grouped_bars(
         at = np.arange(len(frame)) + (k - (len(frame.columns) - 1) / 2) * width
         drawn = axes.bar(at, frame[name].to_numpy(dtype=float), width=width, color=shades[name], label=name)
         if form:
-            axes.bar_label(drawn, fmt=form, padding=2, fontsize=8, color=_INK)
+            labels = ["" if np.isnan(value) else form.format(value) for value in frame[name]]
+            axes.bar_label(drawn, labels, padding=2, fontsize=8, color=_INK)
     axes.axhline(0, color=_INK, linewidth=0.8)
     axes.set_xticks(range(len(frame)), [str(label) for label in frame.index])
     axes.grid(axis="x", visible=False)
@@ -234,7 +236,8 @@ def micro_batches(metrics: pd.DataFrame, title: str) -> Figure:
     fresh = metrics[["freshness_p50", "freshness_p95"]].to_numpy(dtype=float)
     lower.vlines(at, fresh[:, 0], fresh[:, 1], color=_COLOURS[1], linewidth=3, alpha=0.5)
     lower.scatter(at, fresh[:, 0], color=_COLOURS[0], zorder=3, label="freshness, median event")
-    lower.scatter(at, fresh[:, 1], color=_COLOURS[1], zorder=3, label="freshness, 95th percentile")
+    ring = {"s": 90, "facecolors": "none", "edgecolors": _COLOURS[1], "linewidths": 2}  # the two may be one
+    lower.scatter(at, fresh[:, 1], zorder=3, label="freshness, 95th percentile", **ring)
     lower.set_ylim(bottom=0)
     lower.set_xticks(at, [str(number) for number in metrics["batch_id"]])
     for axes in (upper, lower):

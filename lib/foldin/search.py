@@ -13,6 +13,7 @@ import logging
 import math
 import secrets
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -241,7 +242,9 @@ class _Search:
             return
         fixed = self._optuna.trial.FixedTrial(self._proposal(trial.settings))
         try:
-            self._suggest(fixed)
+            with warnings.catch_warnings():  # of what the next call refuses
+                warnings.filterwarnings("ignore", "The value .* is out of the range")
+                self._suggest(fixed)
             known = self._optuna.trial.create_trial(
                 params=fixed.params, distributions=fixed.distributions, value=trial.score
             )
@@ -349,7 +352,9 @@ def _append(tables: Tables, study: Study, metric: str, trial: Trial) -> None:
 
 def _optuna() -> Any:
     try:
-        import optuna
+        with warnings.catch_warnings():  # in a notebook tqdm asks for widgets to draw bars that nobody wants
+            warnings.filterwarnings("ignore", "IProgress not found")
+            import optuna
     except ImportError as error:
         raise PrerequisiteError("train --search needs Optuna: pip install 'foldin[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
