@@ -51,7 +51,7 @@ def _reasons(found: Evaluation, past: Past, user: np.ndarray[tuple[int], np.dtyp
         return ""  # a list by popularity has no reasons
     explanation = explain(model.items, indices, strengths.strength, item)
     said = explanation.readable(lambda index: str(model.item_ids[index].as_py()), verb="took")
-    return f"Foldin listed {item_id} {said}."
+    return f"Foldin listed {item_id} {said.replace('because you ', 'because the user ')}."
 
 
 def _named(log: EventLog, lists: Lists | None) -> tuple[str, ...]:
