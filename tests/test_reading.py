@@ -119,7 +119,7 @@ def test_items_of_one_taste_are_similar_to_each_other(world):
 
 
 def test_similarity_is_the_cosine_whatever_the_length_and_ties_stand_in_order_of_id(world):
-    directions = {"a": [3.0, 4.0], "c": [6.0, 8.0], "b": [0.3, 0.4], "across": [-4.0, 3.0], "against": [-3.0, -4.0]}
+    directions = {"a": [3.0, 4.0], "c": [6.0, 8.0], "b": [1.5, 2.0], "across": [-4.0, 3.0], "against": [-3.0, -4.0]}
     found = similar_items(with_directions(world, directions), "a")
     assert [item for item, _ in found] == ["b", "c", "across", "against"]
     assert [similarity for _, similarity in found] == pytest.approx([1.0, 1.0, 0.0, -1.0], abs=1e-6)
