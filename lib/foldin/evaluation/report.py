@@ -256,7 +256,9 @@ def _shown(measures: Measures) -> str:
     ]
     rows = []
     for name, shown in measures.replayed.shown.items():
-        row = [_called(name), _share(shown.coverage), _number(shown.novelty, ".2f"), _share(shown.popularity_lists)]
+        late = measures.replayed.lags.get(name)
+        who = _called(name) if late is None else f"foldin, {human(late)} late"
+        row = [who, _share(shown.coverage), _number(shown.novelty, ".2f"), _share(shown.popularity_lists)]
         rows.append(row + ([_share(truth.get(name, math.nan))] if truth else []))
     note = (
         "Coverage: share of the items known at the start that are on any list. Novelty: -log2 of the share of users "
