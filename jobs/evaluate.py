@@ -21,7 +21,7 @@ if __name__ == "__main__":
     options.add_argument("--batch-events", type=int, help=f"events of a micro-batch ({Plan.batch_events})")
     options.add_argument("--batch-seconds", type=float, help="... or seconds of one, up to a day")
     options.add_argument("--repeats", action="store_true", help="items that a user had before may be listed, and count")
-    options.add_argument("--retrain-days", type=float, default=Plan.retrain_days, help="0: never (%(default)s)")
+    options.add_argument("--retrain-days", type=float, help="0: never; default: 1, of a long log rarer")
     options.add_argument("--model-age", type=float, default=0.0, dest="model_age_days", help="in days, at the start")
     options.add_argument("--oracle", type=int, default=0, metavar="N", help="retrain from scratch at N micro-batches")
     options.add_argument("--tune-days", type=float, default=Plan.tune_days, help="to tune recent popularity on")

@@ -71,7 +71,7 @@ def test_a_lead_that_is_not_there_is_not_claimed():
 def test_quality_against_age_has_a_point_for_each_bin(measures):
     axes = age_picture(measures).axes[0]
     assert {line.get_label(): len(line.get_xdata()) for line in axes.lines} == dict.fromkeys(
-        ("foldin on nightly models", "retrained every night", "stale model", "foldin"), len(measures.ages)
+        ("foldin, retrained every night", "retrained every night", "stale model", "foldin"), len(measures.ages)
     )
     assert "days" in axes.get_xlabel()
 

@@ -88,7 +88,7 @@ def test_the_finding_stands_at_the_top_with_its_figures(page, replayed):
     assert f"{measures.every.hit('foldin').value:.1%} of 4,000 events" in first
     assert measures.every.gain("stale").points in first
     assert measures.apart.gain("stale").points in first  # what is left without orders that are begun
-    assert "Better than foldin: foldin on nightly models" in first
+    assert "Better than foldin: foldin, retrained every night" in first
 
 
 @pytest.mark.usefixtures("two_pictures")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from evaluation.log_world import Told
+from evaluation.log_world import Told, log_of
 from foldin.config import Config, load_config
 from foldin.demo.synthetic import Size, SyntheticLog
 from foldin.errors import FoldinError, LeakError
@@ -22,7 +22,7 @@ from foldin.evaluation import Plan, evaluate
 from foldin.evaluation.contenders import Folded
 from foldin.evaluation.log import Past, load_log
 from foldin.evaluation.replay import Steps, replay
-from foldin.evaluation.run import Evaluation, Models
+from foldin.evaluation.run import Evaluation, Models, _Run
 from foldin.evaluation.truth import Truth
 from foldin.evaluation.worked import worked_example
 from foldin.fold_in import FoldIn
@@ -99,6 +99,21 @@ def test_before_the_first_night_nightly_is_the_stale_model_and_after_it_another(
     first_day = replayed.numbers("model_age_days") < 1
     assert (replayed.ranks("nightly")[first_day] == replayed.ranks("stale")[first_day]).all()
     assert (replayed.ranks("nightly")[~first_day] != replayed.ranks("stale")[~first_day]).any()
+
+
+def test_a_log_of_years_is_not_trained_on_every_night():
+    minutes = [(n * 1440, f"u{n % 3}", f"i{n % 5}") for n in range(400)]
+    log = log_of(*minutes)
+
+    def nights(plan: Plan) -> tuple[float, int]:
+        run = _Run(None, None, load_config(), plan, "years", log, None)  # nothing is trained before it is asked
+        return run.retrain_days, len(run.fresh)
+
+    start = dt.datetime(1970, 2, 1)
+    assert nights(Plan(start=start, days=30)) == (1.0, 30)
+    assert nights(Plan(start=start, days=300)) == (10, 30)
+    assert nights(Plan(start=start, days=300, retrain_days=1.0)) == (1.0, 300)
+    assert nights(Plan(start=start, days=300, retrain_days=0)) == (0.0, 0)
 
 
 def test_each_cut_was_trained_once_on_what_came_before_it(found: Evaluation):

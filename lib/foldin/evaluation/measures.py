@@ -91,7 +91,8 @@ class Costs:
         train: of one training from scratch, median; retraining at each micro-batch costs this a micro-batch.
         kernel: of the numerical work of a micro-batch, mean.
         spark: of a whole micro-batch through Spark, median of a few.
-        period_events: events between two nightly retrainings, mean.
+        period_events: events between two retrainings, mean.
+        retrained: how often that is, in words.
     """
 
     batch_events: float
@@ -99,6 +100,7 @@ class Costs:
     kernel: float
     spark: float
     period_events: float
+    retrained: str
 
     @property
     def kernel_share(self) -> float:
@@ -116,7 +118,7 @@ class Costs:
         ways = {
             "fold-in, numerical work": self.kernel / self.batch_events,
             "fold-in, through Spark": self.spark / self.batch_events,
-            "retraining every night": self.train / self.period_events,
+            f"retraining {self.retrained}": self.train / self.period_events,
             "retraining every micro-batch": self.train / self.batch_events,
         }
         return {way: seconds for way, seconds in ways.items() if math.isfinite(seconds) and seconds > 0}
@@ -273,6 +275,7 @@ class Measures:
             kernel=_over(cost.fold_seconds, setting.steps),
             spark=cost.spark,
             period_events=_over(cost.folded_events, days / (setting.retrain_days or 1)),
+            retrained=setting.retrained,
         )
 
 

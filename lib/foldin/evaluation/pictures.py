@@ -32,17 +32,6 @@ COLOURS = {
     "foldin nightly": "#009E73",
     "oracle": "#222222",
 }
-NAMES = {
-    "popularity": "popularity, all time",
-    "recent": "popularity, recent",
-    "stale": "stale model",
-    "nightly": "retrained every night",
-    "additive": "additive update",
-    "foldin": "foldin",
-    "foldin nightly": "foldin on nightly models",
-    "oracle": "retrained every step",
-}
-"""What a contender is called in a picture."""
 KIND_NAMES = {"known": "known\nto the model", "returning": "here before,\nnot in the model", "new": "new"}
 
 
@@ -138,7 +127,7 @@ def _headline(axes: Axes, measures: Measures) -> None:
     for place, hit in enumerate(hits):
         end = hit.high if hit.known else hit.value
         axes.annotate(f"{hit.value:.1%}", (end * 100, place), (6, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(names)), _fitted(axes, [NAMES.get(name, name) for name in names]))
+    axes.set_yticks(range(len(names)), _fitted(axes, [measures.setting.called(name) for name in names]))
     axes.set_ylabel("what made the list")
     axes.set_xlabel(_hit_label(measures))
     axes.margins(x=0.14)
@@ -191,7 +180,7 @@ def _ageing(axes: Axes, measures: Measures) -> None:
             gains = [part.gain("stale").shifted(base) for part, base in zip(ages, stale, strict=True)]
             _band(axes, x, gains, COLOURS[name])
         axes.plot(x, _values([part.hit(name) for part in ages]), "o-", color=COLOURS[name], linewidth=2, markersize=5,
-                  label=NAMES[name])  # fmt: skip
+                  label=measures.setting.called(name))  # fmt: skip
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.set_xlabel("age of the model that foldin and the stale model share, days")
@@ -220,7 +209,8 @@ def _cost(axes: Axes, measures: Measures) -> None:
     ways = dict(reversed(measures.costs.per_event.items()))
     seconds = list(ways.values())
     colours = [
-        COLOURS["foldin"] if "fold-in" in way else COLOURS["nightly" if "night" in way else "oracle"] for way in ways
+        COLOURS["foldin"] if "fold-in" in way else COLOURS["oracle" if "micro-batch" in way else "nightly"]
+        for way in ways
     ]
     axes.barh(range(len(ways)), seconds, color=colours, height=0.6)
     for place, value in enumerate(seconds):

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from foldin.errors import ConfigError
 
-__all__ = ["DAY_US", "Plan"]
+__all__ = ["DAY_US", "MOST_TRAININGS", "Plan"]
 
 DAY_US = 86_400_000_000
+
+MOST_TRAININGS = 30
+"""A log of years would be trained on for hours: unless it is asked for, a model is not trained more often."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Plan:
         batch_events: events of a micro-batch; 0: it is cut by time.
         batch_seconds: seconds of a micro-batch; 0: it is cut by number.
         repeats: items that a user had before may be listed, and count.
-        retrain_days: days between two retrainings of the contenders with nightly retraining; 0: they do not take part.
+        retrain_days: days between two retrainings of the contenders with nightly retraining; 0: they do not take part;
+            None: every night, or as rarely as it takes for `MOST_TRAININGS` of them.
         model_age_days: how old the start's model is at the start.
         oracle: micro-batches, evenly spread, at which a model is trained from scratch; 0: no oracle.
         tune_days: days before the start on which the window of recent popularity is tuned.
@@ -36,7 +40,7 @@ class Plan:
     batch_events: int = 20
     batch_seconds: float = 0.0
     repeats: bool = False
-    retrain_days: float = 1.0
+    retrain_days: float | None = None
     model_age_days: float = 0.0
     oracle: int = 0
     tune_days: float = 7.0
@@ -62,7 +66,7 @@ class Plan:
             (
                 "--retrain-days",
                 self.retrain_days,
-                self.retrain_days == 0 or 1 / 24 <= self.retrain_days < math.inf,
+                self.retrain_days is None or self.retrain_days == 0 or 1 / 24 <= self.retrain_days < math.inf,
                 "must be 0, for none, or at least an hour (0.0417)",
             ),
             ("--model-age", self.model_age_days, 0 <= self.model_age_days < math.inf, "must be at least 0 days"),

@@ -14,7 +14,7 @@ from foldin.errors import FoldinError
 from foldin.evaluation.example import Example, safe
 from foldin.evaluation.intervals import LEAST_USERS, RESAMPLES, Interval
 from foldin.evaluation.measures import METRICS, Measures, Slice, measures_of
-from foldin.evaluation.pictures import KIND_NAMES, NAMES, PICTURES, human
+from foldin.evaluation.pictures import KIND_NAMES, PICTURES, human
 from foldin.evaluation.results import Replayed
 from foldin.evaluation.verdicts import FAILS, HOLDS, UNKNOWN, verdicts
 
@@ -140,7 +140,8 @@ def _finding(measures: Measures) -> str:
         )
     ahead = [name for name, gains in every.gains.items() if gains["hit"].excludes_zero and gains["hit"].value < 0]
     if ahead:
-        says += f" Better than foldin: {', '.join(f'{_called(name)} ({every.hit(name).value:.1%})' for name in ahead)}."
+        better = (f"{setting.called(name)} ({every.hit(name).value:.1%})" for name in ahead)
+        says += f" Better than foldin: {', '.join(better)}."
     outcomes = [verdict.outcome for verdict in verdicts(measures)]
     counts = [(outcomes.count(HOLDS), "met"), (outcomes.count(FAILS), "not met"), (outcomes.count(UNKNOWN), UNKNOWN)]
     return f"{says} Of {len(outcomes)} aims: {', '.join(f'{count} {what}' for count, what in counts if count)}."
@@ -170,7 +171,14 @@ def _headline(measures: Measures) -> str:
     rows = []
     for name, scores in every.scores.items():
         ahead = _bare(every.gain(name)) if name != "foldin" else "–"
-        rows.append([_called(name), *(scores[m].percent for m in METRICS), ahead, measures.reachable.hit(name).percent])
+        rows.append(
+            [
+                measures.setting.called(name),
+                *(scores[m].percent for m in METRICS),
+                ahead,
+                measures.reachable.hit(name).percent,
+            ]
+        )
     left = [name for name in measures.replayed.contenders if name not in measures.complete and name != "oracle"]
     note = f"\n\nNot asked at every event, not shown: {', '.join(left)}." if left else ""
     return _table(measures, head, rows, "Reachable: the start's model has factors of the item") + note
@@ -183,7 +191,12 @@ def _verdicts(measures: Measures) -> str:
 
 def _groups(measures: Measures) -> str:
     others = [name for name in ("stale", "nightly", "additive", "recent") if name in measures.complete]
-    head = ["users", "events", "foldin's hit rate", *(f"ahead of {_called(name)}, points" for name in others)]
+    head = [
+        "users",
+        "events",
+        "foldin's hit rate",
+        *(f"ahead of {measures.setting.called(name)}, points" for name in others),
+    ]
     parts: list[tuple[str, Slice]] = [(f"{part.label} events before", part) for part in measures.histories]
     parts += [(KIND_NAMES[part.label].replace("\n", " "), part) for part in measures.kinds]
     rows = [
@@ -198,7 +211,7 @@ def _orders(measures: Measures) -> str:
     others = [name for name in measures.every.gains if name in measures.apart.gains]
     parts = [part for part in (measures.apart, measures.together) if part.events]
     rows = [
-        [_called(name), _bare(measures.every.gain(name)), *(_bare(part.gain(name)) for part in parts)]
+        [measures.setting.called(name), _bare(measures.every.gain(name)), *(_bare(part.gain(name)) for part in parts)]
         for name in others
     ]
     text = (
@@ -222,7 +235,10 @@ def _oracle(measures: Measures) -> str:
         text += f"Oracle minus stale is {measures.gap.points}: there is no gap of which foldin could close a share."
     else:
         text += f"Of the gap between stale and oracle, {measures.gap.points}, foldin closes {measures.closed.percent}."
-    rows = [[_called(name), *(scores[metric].percent for metric in METRICS)] for name, scores in oracle.scores.items()]
+    rows = [
+        [measures.setting.called(name), *(scores[metric].percent for metric in METRICS)]
+        for name, scores in oracle.scores.items()
+    ]
     k = measures.setting.k
     head = ["contender", *(f"{name} at {k}" for name in ("hit rate", "NDCG", "MRR"))]
     return f"{text}\n\n{_table(measures, head, rows, 'Only events at which the oracle was asked')}"
@@ -257,7 +273,7 @@ def _shown(measures: Measures) -> str:
     rows = []
     for name, shown in measures.replayed.shown.items():
         late = measures.replayed.lags.get(name)
-        who = _called(name) if late is None else f"foldin, {human(late)} late"
+        who = measures.setting.called(name) if late is None else f"foldin, {human(late)} late"
         row = [who, _share(shown.coverage), _number(shown.novelty, ".2f"), _share(shown.popularity_lists)]
         rows.append(row + ([_share(truth.get(name, math.nan))] if truth else []))
     note = (
@@ -314,8 +330,8 @@ def _captions(measures: Measures) -> dict[str, tuple[str, str]]:
         ),
         "cost": (
             "Machine time an event of ways to keep lists fresh",
-            "Each step of the axis is ten times the one before. Retraining every night is spread over the events of a "
-            "night; the lists it makes are up to a night old. " + repeats,
+            f"Each step of the axis is ten times the one before. Retraining {measures.setting.retrained} is spread "
+            "over the events of that time, for which its lists get older. " + repeats,
         ),
     }
 
@@ -325,10 +341,6 @@ def _table(measures: Measures, head: Iterable[str], rows: Iterable[Iterable[str]
     head = list(head)
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + f"\n\n<sub>{note}. Repeated items {_repeats(measures)}.</sub>"
-
-
-def _called(name: str) -> str:
-    return NAMES.get(name, name)
 
 
 def _bare(difference: Interval) -> str:

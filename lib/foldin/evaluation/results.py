@@ -59,6 +59,24 @@ class Setting:
     oracle_steps: int
     steps: int
 
+    @property
+    def retrained(self) -> str:
+        """How often a model is trained for the contenders with retraining, in words."""
+        return "every night" if self.retrain_days in (0, 1) else f"every {self.retrain_days:.3g} days"
+
+    def called(self, contender: str) -> str:
+        """What a contender is called in tables and pictures."""
+        names = {
+            "popularity": "popularity, all time",
+            "recent": "popularity, recent",
+            "stale": "stale model",
+            "nightly": f"retrained {self.retrained}",
+            "additive": "additive update",
+            "foldin nightly": f"foldin, retrained {self.retrained}",
+            "oracle": "retrained every step",
+        }
+        return names.get(contender, contender)
+
 
 @dataclass(frozen=True)
 class Shown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from foldin.demo.synthetic import SyntheticLog
 from foldin.errors import FoldinError, LeakError
 from foldin.evaluation.contenders import Additive, Contender, Folded, ModelAt, Popular
 from foldin.evaluation.log import EventLog, Past, load_log
-from foldin.evaluation.plan import DAY_US, Plan
+from foldin.evaluation.plan import DAY_US, MOST_TRAININGS, Plan
 from foldin.evaluation.replay import Steps, audit, cut_by_number, cut_by_time, judged, replay
 from foldin.evaluation.results import Cost, Replayed, Setting
 from foldin.evaluation.truth import Truth
@@ -131,7 +132,7 @@ class _Run:
     ) -> None:
         self.plan, self.title, self.log, self.made, self.config = plan, title, log, made, config
         self.models = Models(tables, events, log, config)
-        self.spark = tables.spark
+        self.tables = tables
         self.start_us, self.end_us = _period(log, plan)
         self.first, self.last = log.position(self.start_us), log.position(self.end_us)
         if self.first == self.last:
@@ -145,7 +146,7 @@ class _Run:
                 f"(the log begins at {_shown(int(log.time[0]))})"
             )
         self.cut = cut
-        self.fresh = self._nights()
+        self.retrain_days, self.fresh = self._nights()
         self.steps = self._steps()
         self.oracle = self._oracle_at()
 
@@ -231,11 +232,20 @@ class _Run:
         span = (self.end_us - self.start_us) / 1e6
         return [*made, *(late(seconds) for seconds in LAGS if seconds < span)]
 
-    def _nights(self) -> Ints:
-        """Positions at which the contenders with nightly retraining get a model."""
-        if not self.plan.retrain_days:
-            return np.zeros(0, dtype=np.int64)
-        moments = np.arange(self.start_us, self.end_us, round(self.plan.retrain_days * DAY_US))
+    def _nights(self) -> tuple[float, Ints]:
+        """Days between two retrainings, and the positions at which there is a new model."""
+        if self.plan.retrain_days == 0:
+            return 0.0, np.zeros(0, dtype=np.int64)
+        days = self.plan.retrain_days or 1.0
+        fresh = self._every(days)
+        if self.plan.retrain_days is None and len(fresh) > MOST_TRAININGS:
+            nights, days = len(fresh), math.ceil((self.end_us - self.start_us) / DAY_US / MOST_TRAININGS)
+            fresh = self._every(days)
+            log_.info("every night would be %d trainings: every %d days instead (--retrain-days)", nights, days)
+        return days, fresh
+
+    def _every(self, days: float) -> Ints:
+        moments = np.arange(self.start_us, self.end_us, round(days * DAY_US))
         return np.unique(np.searchsorted(self.log.time, moments, side="left"))
 
     def _steps(self) -> Steps:
@@ -271,8 +281,8 @@ class _Run:
         begin, end = self.steps.bounds[step : step + 2]
         users = np.unique(self.log.user[begin:end])
         rows = pa.Table.from_batches([Past(self.log, int(end)).histories(users)])
-        frame = self.spark.createDataFrame(rows)
-        shipped = ShippedModel.ship(self.spark.sparkContext, start.model)
+        frame = self.tables.spark.createDataFrame(rows)
+        shipped = ShippedModel.ship(self.tables.spark.sparkContext, start.model)
         seconds = []
         for _ in range(_SPARK_TRIES + 1):
             began = time.perf_counter()
@@ -291,7 +301,7 @@ class _Run:
             repeats=plan.repeats,
             batch_events=plan.batch_events,
             batch_seconds=plan.batch_seconds,
-            retrain_days=plan.retrain_days,
+            retrain_days=self.retrain_days,
             model_age_days=plan.model_age_days,
             window_days=window_days,
             oracle_steps=len(self.oracle),

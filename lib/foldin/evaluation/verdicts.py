@@ -39,7 +39,7 @@ def verdicts(measures: Measures) -> tuple[Verdict, ...]:
     known = measures.kinds[KINDS.index("known")]
     return (
         _beats(measures, "foldin beats the stale model", STALE, measures.every),
-        _beats(measures, "foldin beats retraining every night", "nightly", measures.every),
+        _beats(measures, f"foldin beats retraining {measures.setting.retrained}", "nightly", measures.every),
         _beats(measures, "foldin beats the additive update", "additive", measures.every),
         _beats(measures, "foldin beats recent popularity, for known users", "recent", known),
         _closes(measures),
