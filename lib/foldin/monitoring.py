@@ -229,8 +229,6 @@ class Monitor:
             if reports[at].batchId() <= self._recorded or reports[at].timestamp() == self._looked:
                 break
             new.append(json.loads(reports[at].json()))
-        if new:
-            self._looked = new[0]["timestamp"]
         for report in reversed(new):
             if "addBatch" not in report["durationMs"]:
                 continue  # every 10 s of idleness Spark reports the batch that is still to come
@@ -240,6 +238,8 @@ class Monitor:
                 del self._notes[batch_id]
             if report["sources"][0]["numInputRows"]:
                 self._record(report, note)
+        if new:
+            self._looked = new[0]["timestamp"]
 
     def _record(self, report: dict[str, Any], note: _Note) -> None:
         source, arrival = report["sources"][0], report["observedMetrics"].get(_ARRIVAL, {})

@@ -25,6 +25,7 @@ SETTING = Setting(
     retrain_days=0,
     model_age_days=0.0,
     window_days=7.0,
+    tuned=True,
     oracle_steps=0,
     steps=10,
 )

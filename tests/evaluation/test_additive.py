@@ -37,6 +37,15 @@ def test_with_one_item_the_estimate_becomes_the_target():
     assert model.items[0].tolist() == pytest.approx([3.0, 0.0])
 
 
+def test_what_was_moved_counts_when_the_next_batch_is_solved():
+    model = AdditiveModel(np.array([[1.0]]), np.array([[1.0], [0.0]]))
+    model.add(0, 1, 1.0)  # the new item gets 0.75, so the squares of all items sum to 1.5625
+    model.refresh()
+    model.add(0, 1, 1.0)
+    # From 0.75 half of the way to 1, by 0.125; over the items' Gramian of now, not that of the start.
+    assert model.users[0, 0] == pytest.approx(1 + 0.75 * 0.125 / 1.5625)
+
+
 def test_a_newcomer_starts_from_dont_know():
     model = AdditiveModel(np.array([[0.0], [1.0]]), np.array([[2.0]]))
     model.add(0, 0, 1.0)

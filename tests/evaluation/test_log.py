@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,8 @@ def test_a_past_holds_the_last_events_before_its_end_and_all_that_was_seen(rows,
     for row, user in enumerate(log.user_ids.to_pylist()):
         mine = [number for number in range(end) if rows[number][1] == user]
         assert [event["event"] for event in batch.column("history")[row].as_py()] == mine[-PLAIN.max_events :]
-        assert item_names(log, batch.column("seen")[row].as_py()) == [rows[number][2] for number in mine]
+        seen = item_names(log, batch.column("seen")[row].as_py())
+        assert sorted(seen) == sorted({rows[number][2] for number in mine})
     assert Past(log, end).counts(users).tolist() == [
         sum(row[1] == user for row in rows[:end]) for user in log.user_ids.to_pylist()
     ]
@@ -72,3 +75,15 @@ def test_another_future_leaves_the_past_as_it_was():
 def test_the_first_of_a_pair_is_found_whatever_its_type():
     log = log_of((0, "a", "x", "cancellation"), (1, "a", "x"), (2, "b", "x"), (3, "a", "y"), (4, "b", "x"))
     assert log.first_of_pair.tolist() == [True, False, True, True, False]
+
+
+def test_an_event_of_a_negative_strength_speaks_for_nothing():
+    log = log_of((0, "a", "x"), (1, "a", "y", "cancellation"), (2, "a", "z"))
+    liked = replace(log, value=np.array([1.0, 1.0, -2.0]))  # z has a rating below the middle
+    assert liked.speaks_for.tolist() == [True, False, False]
+    taken_back = replace(log, value=np.array([1.0, -1.0, 1.0]))
+    assert taken_back.speaks_for.tolist() == [True, True, True]
+
+
+def test_the_clock_of_a_log_is_its_coarsest_step():
+    assert log_of((3, "a", "x"), (5, "a", "y"), (9, "b", "x")).tick_us == 2 * MINUTE

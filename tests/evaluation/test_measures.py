@@ -119,7 +119,7 @@ def test_costs_are_shares_of_a_training_and_seconds_an_event():
     assert costs.per_event == pytest.approx(
         {
             "fold-in, numerical work": 0.0005,
-            "fold-in, through Spark": 0.003,
+            "fold-in, as a Spark job": 0.003,
             "retraining every night": 30 * 28 / 1000,
             "retraining every micro-batch": 0.3,
         }

@@ -54,6 +54,13 @@ def test_ranks_kinds_and_facts_are_those_of_a_count_by_hand():
     assert [row["model_age_days"] * 1440 for row in rows] == pytest.approx([1, 1, 2, 3])
 
 
+def test_who_is_still_at_the_first_order_is_new():
+    log = log_of((0, "a", "x"), (5, "b", "x"), (5, "b", "y"), (6, "b", "z"))
+    rows = replay(log, steps(1, 2, 3, 4), [Told("one", lambda past, user: [])], 2, model_of(log, 1, {"x": [1.0]})).rows
+    assert rows.column("kind").to_pylist() == ["new", "new", "returning"]
+    assert rows.column("same_moment").to_pylist() == [False, True, False]
+
+
 def test_with_repeats_what_was_had_before_counts_too():
     always = Told("always", lambda past, user: ["y"])
     rows = replay(LOG, steps(3, 10), [always], 1, START, repeats=True).rows.to_pylist()

@@ -177,3 +177,10 @@ def test_a_telling_user_is_chosen():
     assert choose(replayed_of(rows[:5])) == 4  # nearer to what can be explained than 300 events
     assert choose(replayed_of(rows[:3])) == 2  # an order that is begun, where there is nothing else
     assert choose(replayed_of(rows[:2])) is None
+
+
+@pytest.mark.parametrize("there", ["cost.png", "results"])
+def test_somebody_elses_files_of_these_names_are_not_overwritten(tmp_path, there):
+    (tmp_path / there).mkdir()
+    with pytest.raises(FoldinError, match=rf"{there} would be overwritten: name another folder"):
+        check_folder(tmp_path)

@@ -48,7 +48,9 @@ def fitting_mapping(folder: Path) -> str:
     known = {name: load_mapping(name) for name in shipped_mappings()}
     for name, mapping in known.items():
         for file in sorted(folder.rglob(mapping.files)):
-            with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
+            # Whatever the file is, a look at its header is no reason to fall.
+            opener = gzip.open if file.suffix == ".gz" else open
+            with opener(file, "rt", encoding="utf-8", errors="replace") as lines:
                 header = str(lines.readline()).lstrip("\ufeff").strip()
             if [column.strip('" ') for column in header.split(",")] == list(mapping.columns):
                 return name

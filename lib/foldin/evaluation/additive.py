@@ -4,7 +4,7 @@ Oryx 2, `ALSUtils.computeTargetQui` and `computeUpdatedXu` (app/oryx-app-common)
 estimate of (user, item) towards 1 by the share v / (1 + v) of what is missing, and the user's vector by the least
 change that has this effect on average over all items, solve(YᵀY, y · ΔQ); the item's vector likewise over all users.
 Neither knows lambda or alpha, nor the history: what was added stays. Events are applied here one after the other; in
-Oryx a user's second event of a batch overwrites the first, which would only be worse.
+Oryx a user's second event of a batch overwrites the first.
 """
 
 from __future__ import annotations
@@ -49,8 +49,13 @@ class AdditiveModel:
         self.items: Floats = items.astype(np.float64)
         self.has_user: npt.NDArray[np.bool_] = (self.users != 0).any(axis=1)
         self.has_item: npt.NDArray[np.bool_] = (self.items != 0).any(axis=1)
-        self._users_solver = _inverse(self.users.T @ self.users)
-        self._items_solver = _inverse(self.items.T @ self.items)
+        self._users_gramian: Floats = self.users.T @ self.users
+        self._items_gramian: Floats = self.items.T @ self.items
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Solve with the factors as they are now, as Oryx does from one batch to the next."""
+        self._users_solver, self._items_solver = _inverse(self._users_gramian), _inverse(self._items_gramian)
 
     def add(self, user: int, item: int, value: float) -> None:
         """One event (or the sum of a batch's events of a user with an item)."""
@@ -58,8 +63,10 @@ class AdditiveModel:
         known_user, known_item = self.has_user[user], self.has_item[item]
         if known_item and (moved := self._moved(x, y, known_user, value, self._items_solver)) is not None:
             self.users[user], self.has_user[user] = moved, True
+            self._users_gramian += np.outer(moved, moved) - np.outer(x, x)
         if known_user and (moved := self._moved(y, x, known_item, value, self._users_solver)) is not None:
             self.items[item], self.has_item[item] = moved, True
+            self._items_gramian += np.outer(moved, moved) - np.outer(y, y)
 
     @staticmethod
     def _moved(mine: Floats, other: Floats, known: np.bool_, value: float, solver: Floats) -> Floats | None:

@@ -108,7 +108,7 @@ def _numbers(lists: pa.ListArray, log: EventLog, k: int) -> Codes:
     lengths = lists.value_lengths().to_numpy()
     filled = np.arange(k) < lengths[:, None]
     # An item of the model is one of the log: the model was trained on it.
-    found[filled] = pc.index_in(lists.flatten().field("item_id"), value_set=log.item_ids).to_numpy()
+    found[filled] = [log.number_of[item] for item in lists.flatten().field("item_id").to_pylist()]
     return found
 
 
@@ -148,7 +148,7 @@ class Popular:
 
     def _count(self, log: EventLog, begin: int, end: int, by: int) -> None:
         if begin < end:
-            spoken_for = log.item[begin:end][log.weight[begin:end] > 0]
+            spoken_for = log.item[begin:end][log.speaks_for[begin:end]]
             self._counts += by * np.bincount(spoken_for, minlength=log.n_items)
 
 
@@ -157,7 +157,7 @@ class Additive:
 
     name = "additive"
 
-    def __init__(self, past: Past, start: ModelAt) -> None:
+    def __init__(self, past: Past, start: ModelAt, *, batch: int = 20) -> None:
         log, model = past.log, start.model
         rank = model.items.rank
         items = np.zeros((log.n_items, rank), dtype=np.float32)
@@ -172,8 +172,8 @@ class Additive:
         self._model = AdditiveModel(users, items)
         self._items = model.items
         self._fallback = Folded("popular", lambda _: start, horizon=lambda _, __: 0)
-        if start.cut < past.end:  # an old model: what came since was added as it came
-            self.learn(past.before(start.cut), past.end)
+        for begin in range(start.cut, past.end, batch):  # an old model: what came since was added as it came
+            self.learn(past.before(begin), min(begin + batch, past.end))
 
     def recommend(self, past: Past, users: npt.NDArray[np.integer], k: int) -> Lists:
         """By the moved factors; whoever has none gets what the model gives to a newcomer."""
@@ -191,6 +191,7 @@ class Additive:
 
     def learn(self, past: Past, end: int) -> None:
         """A batch's events of a user with an item count together, as in Oryx; in order of the first of them."""
+        self._model.refresh()
         log, batch = past.log, slice(past.end, end)
         pairs = log.user[batch].astype(np.int64) * log.n_items + log.item[batch]
         distinct, first, inverse = np.unique(pairs, return_index=True, return_inverse=True)

@@ -16,7 +16,7 @@ from foldin.demo.staging import fitting_mapping
 from foldin.demo.synthetic import SIZES, SyntheticLog
 from foldin.errors import ConfigError, PrerequisiteError
 from foldin.evaluation.plan import Plan
-from foldin.evaluation.report import check_folder, summary, write_report
+from foldin.evaluation.report import RAW, check_folder, summary, write_report
 from foldin.evaluation.run import Evaluation, evaluate
 from foldin.evaluation.worked import worked_example
 from foldin.ingest import Ingest
@@ -98,5 +98,5 @@ def _title(job: Job) -> str:
 def _write_raw(job: Job, found: Evaluation, folder: Path) -> None:
     rows: pa.Table = found.replayed.rows
     frame = job.spark.createDataFrame(rows)
-    path = str((folder / "results").absolute())
+    path = str((folder / RAW).absolute())
     frame.coalesce(1).write.format("delta").mode("overwrite").option("overwriteSchema", True).save(path)

@@ -63,11 +63,26 @@ class EventLog:
         return np.asarray(self.definition.weights, dtype=np.float64)[self.type]
 
     @cached_property
+    def speaks_for(self) -> npt.NDArray[np.bool_]:
+        """(n,) events that speak for their item: those of a positive strength, or any rating."""
+        return self.weight > 0 if self.definition.explicit else self.weight * self.value > 0
+
+    @cached_property
     def first_of_pair(self) -> npt.NDArray[np.bool_]:
         """(n,) the first event, of whatever type, of its user with its item."""
         first = np.zeros(len(self), dtype=bool)
         first[np.unique(self.user.astype(np.int64) * self.n_items + self.item, return_index=True)[1]] = True
         return first
+
+    @cached_property
+    def number_of(self) -> dict[str, int]:
+        """Number of each item by its id."""
+        return {item: number for number, item in enumerate(self.item_ids.to_pylist())}
+
+    @cached_property
+    def tick_us(self) -> int:
+        """The clock of the log: every event_time is a multiple of it, counted from the first."""
+        return int(np.gcd.reduce(self.time - self.time[0])) if len(self) else 0
 
     def position(self, time_us: int) -> int:
         """How many events happened before a moment."""
@@ -141,14 +156,12 @@ class Past:
         at, bounds = log.positions(users, self.end if until is None else min(until, self.end))
         lengths = np.minimum(np.diff(bounds), log.definition.max_events)
         recent = at[np.repeat(bounds[1:] - np.cumsum(lengths), lengths) + np.arange(lengths.sum())]
-        seen, seen_bounds = log.positions(users, self.end)
-        if self.repeats:
-            seen, seen_bounds = seen[:0], np.zeros_like(seen_bounds)
+        seen_bounds, seen = self.seen(users)
         return pa.RecordBatch.from_arrays(
             [
                 log.user_ids.take(pa.array(users)),
                 _lists(log._history_items.take(pa.array(recent)), np.concatenate(([0], np.cumsum(lengths)))),
-                _lists(pa.array(log.item_hashes[log.item[seen]]), seen_bounds),
+                _lists(pa.array(log.item_hashes[seen]), seen_bounds),
             ],
             names=["user_id", "history", "seen"],
         )
@@ -158,7 +171,8 @@ class Past:
         at, bounds = self.log.positions(users, self.end)
         if self.repeats:
             return np.zeros_like(bounds), self.log.item[:0]
-        return bounds, self.log.item[at]
+        first = self.log.first_of_pair[at]  # each item once, however often it was had
+        return np.concatenate(([0], np.cumsum(first)))[bounds], self.log.item[at[first]]
 
 
 def load_log(events: DataFrame, definition: HistoryDefinition) -> EventLog:

@@ -90,7 +90,7 @@ class Costs:
         batch_events: events a micro-batch, mean.
         train: of one training from scratch, median; retraining at each micro-batch costs this a micro-batch.
         kernel: of the numerical work of a micro-batch, mean.
-        spark: of a whole micro-batch through Spark, median of a few.
+        spark: of folding a micro-batch as a Spark job, without state and tables, median of a few.
         period_events: events between two retrainings, mean.
         retrained: how often that is, in words.
     """
@@ -109,7 +109,7 @@ class Costs:
 
     @property
     def spark_share(self) -> float:
-        """Of a training, what a micro-batch through Spark costs."""
+        """Of a training, what folding a micro-batch as a Spark job costs."""
         return self.spark / self.train
 
     @property
@@ -117,7 +117,7 @@ class Costs:
         """Seconds an event, by way of keeping recommendations fresh; what was measured only."""
         ways = {
             "fold-in, numerical work": self.kernel / self.batch_events,
-            "fold-in, through Spark": self.spark / self.batch_events,
+            "fold-in, as a Spark job": self.spark / self.batch_events,
             f"retraining {self.retrained}": self.train / self.period_events,
             "retraining every micro-batch": self.train / self.batch_events,
         }
@@ -274,7 +274,7 @@ class Measures:
             train=cost.train,
             kernel=_over(cost.fold_seconds, setting.steps),
             spark=cost.spark,
-            period_events=_over(cost.folded_events, days / (setting.retrain_days or 1)),
+            period_events=_over(cost.folded_events, max(1.0, days / (setting.retrain_days or 1))),
             retrained=setting.retrained,
         )
 

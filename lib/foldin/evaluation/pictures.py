@@ -225,7 +225,7 @@ def _cost(axes: Axes, measures: Measures) -> None:
     axes.set_xlabel("machine time an event (log scale)")
     _values_across(axes)
     costs = measures.costs
-    for share, how in ((costs.spark_share, "through Spark"), (costs.kernel_share, "numerical work")):
+    for share, how in ((costs.spark_share, "as a Spark job"), (costs.kernel_share, "numerical work")):
         if math.isfinite(share):
             _title(axes, f"Folding in a micro-batch ({how}) costs {share:.2%} of a retraining")
             return

@@ -59,8 +59,7 @@ def cut_by_time(log: EventLog, first: int, last: int, start_us: int, seconds: fl
 
 def judged(log: EventLog, *, repeats: bool) -> npt.NDArray[np.bool_]:
     """(n,) events that are to be foretold: for an item; unless `repeats`, the first of the user with the item."""
-    counts: npt.NDArray[np.bool_] = log.weight > 0
-    return counts if repeats else counts & log.first_of_pair
+    return log.speaks_for if repeats else log.speaks_for & log.first_of_pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +148,13 @@ def _facts(
     log = past.log
     before, bounds = log.positions(users, past.end)
     history, known = np.diff(bounds), past.before(start.cut).counts(users) > 0
-    kind = np.where(known, 0, np.where(history > 0, 1, 2))
+    # Who has only lines of this very moment is at their first order, and as new as with its first line.
+    earliest = np.full(len(users), np.iinfo(np.int64).max)
+    earliest[history > 0] = log.time[before[bounds[:-1][history > 0]]]
+    kind = np.where(known[row], 0, np.where(earliest[row] < log.time[at], 1, 2))
     latest = np.full(len(users), np.iinfo(np.int64).min)
     latest[history > 0] = log.time[before[bounds[1:][history > 0] - 1]]
-    return {"at": at, "kind": kind[row], "history": history[row], "same_moment": latest[row] == log.time[at]}
+    return {"at": at, "kind": kind, "history": history[row], "same_moment": latest[row] == log.time[at]}
 
 
 def _ranks(lists: Lists | None, row: Ints, item: npt.NDArray[np.int32]) -> npt.NDArray[np.int16]:
@@ -195,7 +197,7 @@ class _Sight:
     """Coverage and novelty, counted as lists go by."""
 
     def __init__(self, log: EventLog, begin: int) -> None:
-        spoken_for = log.weight[:begin] > 0
+        spoken_for = log.speaks_for[:begin]
         pairs = np.unique(log.user[:begin][spoken_for].astype(np.int64) * log.n_items + log.item[:begin][spoken_for])
         takers = np.bincount(pairs % log.n_items, minlength=log.n_items)
         n_users = max(1, len(np.unique(pairs // log.n_items)))

@@ -35,6 +35,9 @@ def check_folder(folder: Path) -> None:
         raise FoldinError(f"{folder} is not a folder: name another for the report")
     page = folder / "README.md"
     if not page.exists() and not page.is_symlink():
+        there = [name for name in (RAW, *(f"{picture}.png" for picture in PICTURES)) if (folder / name).exists()]
+        if there:
+            raise FoldinError(f"{folder / there[0]} would be overwritten: name another folder for the report")
         return
     try:
         ours = page.read_bytes().startswith(MARK.encode())
@@ -248,7 +251,7 @@ def _costs(measures: Measures) -> str:
     costs = measures.costs
     rows = [
         ["numerical work of a micro-batch", _seconds(costs.kernel), _share(costs.kernel_share)],
-        ["a micro-batch through Spark", _seconds(costs.spark), _share(costs.spark_share)],
+        ["folding it as a Spark job (without state and tables)", _seconds(costs.spark), _share(costs.spark_share)],
         [
             "a training from scratch",
             _seconds(costs.train),
@@ -273,6 +276,8 @@ def _shown(measures: Measures) -> str:
     rows = []
     for name, shown in measures.replayed.shown.items():
         late = measures.replayed.lags.get(name)
+        if name not in measures.complete and late is None:
+            continue  # of some micro-batches only: it covers less for that alone
         who = measures.setting.called(name) if late is None else f"foldin, {human(late)} late"
         row = [who, _share(shown.coverage), _number(shown.novelty, ".2f"), _share(shown.popularity_lists)]
         rows.append(row + ([_share(truth.get(name, math.nan))] if truth else []))
@@ -285,7 +290,8 @@ def _shown(measures: Measures) -> str:
 
 def _method(measures: Measures) -> str:
     setting = measures.setting
-    recent = f" Recent popularity counts the last {setting.window_days:g} days, tuned before the start."
+    how = "tuned before the start" if setting.tuned else "not tuned: there was nothing before to tune it on"
+    recent = f" Recent popularity counts the last {setting.window_days:g} days, {how}."
     lines = [
         "Events in order of time; a micro-batch is judged first, by lists that were made before it, and learned after.",
         f"Repeated items are {_repeats(measures)}"

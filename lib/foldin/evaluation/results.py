@@ -19,7 +19,8 @@ __all__ = [
 ]
 
 KINDS = ("known", "returning", "new")
-"""Users at the time of an event: in the training cut of the start's model; not in it, but here before; never here."""
+"""Users at the time of an event: in the training cut of the start's model; not in it, but here at an earlier time;
+never here before (also with lines of the same moment in an earlier micro-batch)."""
 
 
 def rank_column(contender: str) -> str:
@@ -41,7 +42,8 @@ class Setting:
         batch_seconds: a micro-batch has the events of so many seconds; 0: it is cut by number.
         retrain_days: days between two retrainings of the contenders with nightly retraining; 0: there are none.
         model_age_days: how old the start's model is at the start.
-        window_days: window of recent popularity, tuned before the start.
+        window_days: window of recent popularity.
+        tuned: it was chosen on the days before the start; False where there was nothing to choose on.
         oracle_steps: micro-batches at which the oracle was retrained from scratch.
         steps: micro-batches in all.
     """
@@ -56,6 +58,7 @@ class Setting:
     retrain_days: float
     model_age_days: float
     window_days: float
+    tuned: bool
     oracle_steps: int
     steps: int
 
@@ -103,7 +106,7 @@ class Cost:
         fold_seconds: of the kernel's work (histories, least squares, top-N) for all micro-batches together.
         folded_events: events in those micro-batches.
         folded_users: users folded in them, one a micro-batch.
-        spark_seconds: of folding one typical micro-batch through Spark, each of a few tries.
+        spark_seconds: of folding one typical micro-batch as a Spark job, without state and tables, each of a few tries.
     """
 
     train_seconds: tuple[float, ...]
@@ -119,7 +122,7 @@ class Cost:
 
     @property
     def spark(self) -> float:
-        """Median seconds of a micro-batch through Spark; NaN where it was not tried."""
+        """Median seconds of folding a micro-batch as a Spark job; NaN where it was not tried."""
         return float(np.median(self.spark_seconds)) if self.spark_seconds else float("nan")
 
 

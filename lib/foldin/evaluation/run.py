@@ -61,8 +61,11 @@ class Models:
     trained: list[tuple[str, int, float]] = field(default_factory=list)
     _models: dict[int, ModelAt] = field(default_factory=dict)
 
-    def at(self, cut: int) -> ModelAt:
+    def at(self, cut: int, *, keep: bool = True) -> ModelAt:
         """The model of the events before position `cut`.
+
+        Args:
+            keep: it will be asked for again.
 
         Raises:
             LeakError: it has seen an event that came later.
@@ -72,7 +75,7 @@ class Models:
             if cut < len(self.log):
                 moment = (int(self.log.time[cut]), int(self.log.event[cut]))
                 at = F.struct(F.unix_micros("event_time").alias("time"), F.xxhash64("event_id").alias("event"))
-                before = before.where(at < F.struct(*[F.lit(part) for part in moment]))
+                before = before.where(at < F.struct(*[F.lit(part).cast("long") for part in moment]))
             name = f"{TRIAL}{secrets.token_hex(6)}"
             model = model_of(self.tables, before, self.config, name)
             if cut == 0 or model.as_of_us > self.log.time[cut - 1]:
@@ -81,7 +84,10 @@ class Models:
                     f"{np.datetime64(model.as_of_us, 'us')}, which came later"
                 )
             self.trained.append((name, model.as_of_us, time.monotonic() - began))
-            self._models[cut] = ModelAt(model, cut)
+            found = ModelAt(model, cut)
+            if not keep:
+                return found
+            self._models[cut] = found
         return self._models[cut]
 
 
@@ -109,6 +115,8 @@ def evaluate(
         LeakError: a contender knew what had not happened yet.
     """
     definition = HistoryDefinition.of(config)
+    # As the log has them: an event of another type must not decide how far a training has seen.
+    events = events.where(F.col("event_type").isin(list(definition.types)))
     events = events.select("event_id", "user_id", "item_id", "event_type", "value", "event_time").persist()
     try:
         log = load_log(events, definition)
@@ -154,7 +162,7 @@ class _Run:
         """Train, audit, replay, take the times."""
         plan, log = self.plan, self.log
         start = self.models.at(self.cut)
-        window = self._tuned_window()
+        window, tuned = self._tuned_window()
         log_.info(
             "%s: %s events in %s micro-batches from %s to %s, after %s events to train on",
             self.title, f"{self.last - self.first:,}", f"{len(self.steps):,}", _shown(self.start_us),
@@ -178,7 +186,7 @@ class _Run:
         shares = truth.shares() if truth is not None else {}
         lags = {f"lag {seconds:g}": seconds for seconds in LAGS if f"lag {seconds:g}" in foretold.shown}
         replayed = Replayed(
-            setting=self._setting(window),
+            setting=self._setting(window, tuned),
             rows=foretold.rows,
             contenders=tuple(name for name in foretold.shown if name not in lags),
             lags=lags,
@@ -203,7 +211,7 @@ class _Run:
             return self.models.at(int(self.fresh[np.searchsorted(self.fresh, past.end, side="right") - 1]))
 
         def of_now(past: Past) -> ModelAt:
-            return self.models.at(past.end)
+            return self.models.at(past.end, keep=False)
 
         def of_the_cut(_: Past, serving: ModelAt) -> int:
             return serving.cut
@@ -212,7 +220,7 @@ class _Run:
             def horizon(past: Past, serving: ModelAt) -> int:
                 # Counted from the next request: a stream that is late has not folded what came just before it.
                 now = int(log.time[min(past.end, len(log) - 1)])
-                return max(serving.cut, log.position(now - round(seconds * 1e6)))
+                return max(serving.cut, log.position(now - round(seconds * 1e6) + 1))
 
             return Folded(f"lag {seconds:g}", of_start, horizon=horizon)
 
@@ -230,7 +238,8 @@ class _Run:
         made += [Folded("foldin nightly", of_night)] if nightly else []
         made += [Folded("oracle", of_now, asked=lambda past: past.end in oracle)] if oracle else []
         span = (self.end_us - self.start_us) / 1e6
-        return [*made, *(late(seconds) for seconds in LAGS if seconds < span)]
+        # On a log of days, "a minute late" would be a day late.
+        return [*made, *(late(seconds) for seconds in LAGS if log.tick_us / 1e6 <= seconds < span)]
 
     def _nights(self) -> tuple[float, Ints]:
         """Days between two retrainings, and the positions at which there is a new model."""
@@ -260,19 +269,22 @@ class _Run:
         few = min(self.plan.oracle, len(begins))
         return begins[np.linspace(0, len(begins) - 1, few).round().astype(np.int64)] if few else begins[:0]
 
-    def _tuned_window(self) -> float:
-        """Days of recent popularity with the best hit rate just before the start."""
+    def _tuned_window(self) -> tuple[float, bool]:
+        """Days of recent popularity with the best hit rate just before the start, and whether there was one."""
         log, plan = self.log, self.plan
         begin_us = self.start_us - round(plan.tune_days * DAY_US)
         begin = log.position(begin_us)
+        if begin == 0:  # a short log: the second half of what there is before the start
+            begin_us = (int(log.time[0]) + self.start_us) // 2
+            begin = log.position(begin_us)
         if begin in (0, self.first) or not judged(log, repeats=plan.repeats)[begin : self.first].any():
-            log_.info("no days before the start to tune recent popularity on: 30 days")
-            return 30.0
+            log_.info("nothing before the start to tune recent popularity on: 30 days")
+            return 30.0, False
         steps = cut_by_time(log, begin, self.first, begin_us, 3600, np.zeros(0, np.int64))
         tried = [Popular(f"{days} days", log, begin, window_us=days * DAY_US) for days in WINDOWS]
         rows = replay(log, steps, tried, plan.k, self.models.at(self.cut), repeats=plan.repeats).rows
         hits = [np.count_nonzero(rows.column(f"rank_{days}_days").to_numpy()) for days in WINDOWS]
-        return float(WINDOWS[int(np.argmax(hits))])
+        return float(WINDOWS[int(np.argmax(hits))]), True
 
     def _spark_seconds(self, start: ModelAt) -> tuple[float, ...]:
         """Of folding the micro-batch of median size by a Spark job, as the stream's worker stage does."""
@@ -291,7 +303,7 @@ class _Run:
         shipped.unpersist()
         return tuple(seconds[1:])  # the first one ships the model
 
-    def _setting(self, window_days: float) -> Setting:
+    def _setting(self, window_days: float, tuned: bool) -> Setting:
         plan = self.plan
         return Setting(
             title=self.title,
@@ -304,6 +316,7 @@ class _Run:
             retrain_days=self.retrain_days,
             model_age_days=plan.model_age_days,
             window_days=window_days,
+            tuned=tuned,
             oracle_steps=len(self.oracle),
             steps=len(self.steps),
         )
@@ -317,6 +330,8 @@ def _period(log: EventLog, plan: Plan) -> tuple[int, int]:
     """
     last = int(log.time[-1])
     start = plan.start_us if plan.start_us is not None else int(log.time[len(log) * 4 // 5])
+    if plan.start_us is None and start == log.time[0]:
+        raise FoldinError(f"four fifths of the events are of one moment, {_shown(start)}: name a --start after it")
     if not int(log.time[0]) < start <= last:
         raise FoldinError(
             f"--start {_shown(start)} lies outside of the log, "

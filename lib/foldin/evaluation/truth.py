@@ -48,7 +48,8 @@ class Truth:
             listed = lists.items[at][lists.items[at] >= 0]
             possible = chances.copy()
             possible[seen[bounds[at] : bounds[at + 1]]] = 0.0
-            best = np.partition(possible, -lists.items.shape[1])[-lists.items.shape[1] :].sum()
+            k = min(lists.items.shape[1], possible.size)
+            best = np.partition(possible, -k)[-k:].sum()
             self._sums[contender] += (chances[listed].sum() / best, 1.0)
 
     def shares(self) -> dict[str, float]:

@@ -78,18 +78,19 @@ def _closes(measures: Measures) -> Verdict:
         return Verdict(aim, UNKNOWN, gap, f"there is no gap to be closed: {why}")
     closed = measures.closed
     why = f"what is left: {_where_from(measures, ORACLE, FOLDIN, measures.oracle_rows)}"
-    if closed.value >= AIM_CLOSED > closed.low:
-        why = f"but less than that is in the interval too; {why}"
-    return Verdict(aim, HOLDS if closed.value >= AIM_CLOSED else FAILS, f"{closed.percent} closed; {gap}", why)
+    if closed.low < AIM_CLOSED <= closed.high:
+        why = f"{AIM_CLOSED:.0%} lies within the interval; {why}"
+        return Verdict(aim, UNKNOWN, f"{closed.percent} closed; {gap}", why)
+    return Verdict(aim, HOLDS if closed.low >= AIM_CLOSED else FAILS, f"{closed.percent} closed; {gap}", why)
 
 
 def _cheap(measures: Measures) -> Verdict:
-    """A micro-batch through Spark, where it was timed, against a training: both are what a deployment pays."""
+    """Folding as a Spark job, where it was timed, against a training; a stream adds state and commits to it."""
     costs, aim = measures.costs, f"foldin costs under {AIM_COST:.0%} of retraining at every micro-batch"
     kernel, spark = costs.kernel_share, costs.spark_share
     figures = [
         f"{share:.2%} {what}"
-        for share, what in ((kernel, "numerical work"), (spark, "through Spark"))
+        for share, what in ((kernel, "numerical work"), (spark, "as a Spark job"))
         if math.isfinite(share)
     ]
     if not figures:
@@ -99,7 +100,7 @@ def _cheap(measures: Measures) -> Verdict:
     if kernel < AIM_COST <= spark:
         why += "; the numerical work alone would hold, the rest is what Spark adds"
     elif not math.isfinite(spark):
-        why += "; through Spark it was not timed"
+        why += "; as a Spark job it was not timed"
     return Verdict(aim, HOLDS if judged < AIM_COST else FAILS, ", ".join(figures), why)
 
 

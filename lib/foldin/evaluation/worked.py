@@ -47,7 +47,7 @@ def _reasons(found: Evaluation, past: Past, user: np.ndarray[tuple[int], np.dtyp
     strengths = items_of(past.histories(user).column("history"), model.definition, model.as_of_us)
     indices = model.index_of(strengths.item)
     item = pc.index(model.item_ids, item_id).as_py()
-    if item < 0 or not (indices >= 0).any():
+    if item < 0 or not ((indices >= 0) & (strengths.strength > 0)).any():
         return ""  # a list by popularity has no reasons
     explanation = explain(model.items, indices, strengths.strength, item)
     said = explanation.readable(lambda index: str(model.item_ids[index].as_py()), verb="took")
