@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from dataclasses import fields
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,10 +46,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise ConfigError(f"--data {options.data}: there is no such folder")
     if options.generated is not None and options.mapping is not None:
         raise ConfigError("--generated needs no --mapping: a generated log follows the event contract")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise PrerequisiteError("the report needs matplotlib: pip install 'foldin[report]'") from error
+    if find_spec("matplotlib") is None:
+        raise PrerequisiteError("the report needs matplotlib: pip install 'foldin[report]'")
 
 
 def evaluate_job(job: Job) -> None:
