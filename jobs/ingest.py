@@ -14,9 +14,7 @@ def ingest(job: Job) -> None:
         account = replay_quarantine(job.tables, job.config, job.mapping)
     else:
         account = Ingest(job.tables, job.config, job.mapping).run(once=job.options.once)
-    print(account)
-    for reason, count in sorted(account.quarantined.items(), key=lambda entry: (-entry[1], entry[0])):
-        print(f"  quarantined, {reason}: {count:,}")
+    print(account.report())
 
 
 if __name__ == "__main__":

@@ -52,6 +52,11 @@ class Account:
             f"+ {self.duplicates:,} duplicates"
         )
 
+    def report(self) -> str:
+        """The account, and below it why rows were quarantined, the most frequent reason first."""
+        reasons = sorted(self.quarantined.items(), key=lambda entry: (-entry[1], entry[0]))
+        return "\n".join([str(self), *(f"  quarantined, {reason}: {count:,}" for reason, count in reasons)])
+
 
 class Ledger:
     """The accounts of one query's batches, on their way into `ingest_log`."""

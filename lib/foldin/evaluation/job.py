@@ -83,10 +83,7 @@ def take_in(job: Job, work: Path, folder: Path, mapping: Mapping) -> tuple[Table
     }
     config = config.model_copy(update=places)
     tables = Tables.of(job.spark, config.tables)
-    account = Ingest(tables, config, mapping).run(once=True)
-    print(account)
-    for reason, count in sorted(account.quarantined.items(), key=lambda entry: (-entry[1], entry[0])):
-        print(f"  quarantined, {reason}: {count:,}")
+    print(Ingest(tables, config, mapping).run(once=True).report())
     return tables, tables.read(EVENTS)
 
 
