@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from foldin.errors import FoldinError
 from foldin.evaluation.intervals import Bootstrap, Interval
-from foldin.evaluation.results import KINDS, Replayed
+from foldin.evaluation.results import KINDS, Replayed, moment
 
 __all__ = ["HISTORY_BINS", "METRICS", "Costs", "Late", "Measures", "Slice", "measures_of"]
 
@@ -131,7 +130,7 @@ class Measures:
         self.replayed = replayed
         self.setting = replayed.setting
         if not replayed.rows.num_rows:
-            start, end = (_moment(us) for us in (self.setting.start_us, self.setting.end_us))
+            start, end = (moment(us) for us in (self.setting.start_us, self.setting.end_us))
             raise FoldinError(
                 f"no event to judge in {self.setting.title} from {start} to {end} UTC: the log has none in that time"
                 + ("" if self.setting.repeats else ", or only of items that their users had before, which are left out")
@@ -291,7 +290,3 @@ def measures_of(replayed: Replayed) -> Measures:
 
 def _over(above: float, below: float) -> float:
     return above / below if below > 0 and above > 0 else math.nan
-
-
-def _moment(us: int) -> str:
-    return f"{datetime.fromtimestamp(us / 1e6, UTC):%Y-%m-%d %H:%M}"

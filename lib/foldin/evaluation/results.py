@@ -15,12 +15,18 @@ __all__ = [
     "Replayed",
     "Setting",
     "Shown",
+    "moment",
     "rank_column",
 ]
 
 KINDS = ("known", "returning", "new")
 """Users at the time of an event: in the training cut of the start's model; not in it, but here at an earlier time;
 never here before (also with lines of the same moment in an earlier micro-batch)."""
+
+
+def moment(time_us: int) -> str:
+    """Microseconds since 1970 UTC as people read them, to the minute."""
+    return str(np.datetime64(time_us, "us"))[:16].replace("T", " ")
 
 
 def rank_column(contender: str) -> str:

@@ -22,7 +22,7 @@ from foldin.evaluation.contenders import Additive, Contender, Folded, ModelAt, P
 from foldin.evaluation.log import EventLog, Past, load_log
 from foldin.evaluation.plan import DAY_US, MOST_TRAININGS, Plan
 from foldin.evaluation.replay import Steps, audit, cut_by_number, cut_by_time, judged, replay
-from foldin.evaluation.results import Cost, Replayed, Setting
+from foldin.evaluation.results import Cost, Replayed, Setting, moment
 from foldin.evaluation.truth import Truth
 from foldin.folding import fold
 from foldin.histories import HistoryDefinition
@@ -73,9 +73,9 @@ class Models:
         if cut not in self._models:
             before, began = self.events, time.monotonic()
             if cut < len(self.log):
-                moment = (int(self.log.time[cut]), int(self.log.event[cut]))
+                following = (int(self.log.time[cut]), int(self.log.event[cut]))
                 at = F.struct(F.unix_micros("event_time").alias("time"), F.xxhash64("event_id").alias("event"))
-                before = before.where(at < F.struct(*[F.lit(part).cast("long") for part in moment]))
+                before = before.where(at < F.struct(*[F.lit(part).cast("long") for part in following]))
             name = f"{TRIAL}{secrets.token_hex(6)}"
             model = model_of(self.tables, before, self.config, name)
             if cut == 0 or model.as_of_us > self.log.time[cut - 1]:
@@ -145,13 +145,13 @@ class _Run:
         self.first, self.last = log.position(self.start_us), log.position(self.end_us)
         if self.first == self.last:
             raise FoldinError(
-                f"no event between {_shown(self.start_us)} and {_shown(self.end_us)}: nothing to foretell"
+                f"no event between {moment(self.start_us)} and {moment(self.end_us)}: nothing to foretell"
             )
         cut = log.position(self.start_us - round(plan.model_age_days * DAY_US))
         if cut == 0:
             raise FoldinError(
-                f"no event before {_shown(self.start_us)} less {plan.model_age_days:g} days: nothing to train on "
-                f"(the log begins at {_shown(int(log.time[0]))})"
+                f"no event before {moment(self.start_us)} less {plan.model_age_days:g} days: nothing to train on "
+                f"(the log begins at {moment(int(log.time[0]))})"
             )
         self.cut = cut
         self.retrain_days, self.fresh = self._nights()
@@ -165,8 +165,8 @@ class _Run:
         window, tuned = self._tuned_window()
         log_.info(
             "%s: %s events in %s micro-batches from %s to %s, after %s events to train on",
-            self.title, f"{self.last - self.first:,}", f"{len(self.steps):,}", _shown(self.start_us),
-            _shown(self.end_us), f"{self.first:,}",
+            self.title, f"{self.last - self.first:,}", f"{len(self.steps):,}", moment(self.start_us),
+            moment(self.end_us), f"{self.first:,}",
         )  # fmt: skip
 
         def make(which: EventLog) -> Sequence[Contender]:
@@ -331,15 +331,11 @@ def _period(log: EventLog, plan: Plan) -> tuple[int, int]:
     last = int(log.time[-1])
     start = plan.start_us if plan.start_us is not None else int(log.time[len(log) * 4 // 5])
     if plan.start_us is None and start == log.time[0]:
-        raise FoldinError(f"four fifths of the events are of one moment, {_shown(start)}: name a --start after it")
+        raise FoldinError(f"four fifths of the events are of one moment, {moment(start)}: name a --start after it")
     if not int(log.time[0]) < start <= last:
         raise FoldinError(
-            f"--start {_shown(start)} lies outside of the log, "
-            f"which goes from {_shown(int(log.time[0]))} to {_shown(last)}"
+            f"--start {moment(start)} lies outside of the log, "
+            f"which goes from {moment(int(log.time[0]))} to {moment(last)}"
         )
     end = last + 1 if plan.days is None else start + round(plan.days * DAY_US)
     return start, min(end, last + 1)
-
-
-def _shown(time_us: int) -> str:
-    return str(np.datetime64(time_us, "us"))[:16].replace("T", " ")
