@@ -19,7 +19,7 @@ ARGS ?=
 KILLS ?= 4
 SEED ?=
 
-.PHONY: help setup setup-bench demo test test-lifecycle test-data test-evaluation evaluate chaos kafka notebooks check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
+.PHONY: help setup setup-bench demo test test-lifecycle test-data test-evaluation evaluate chaos cluster-test kafka notebooks check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -55,6 +55,9 @@ evaluate: setup ## Replay a generated log (SIZE=...) or a real one (DATA=folder)
 chaos: setup ## Kill running jobs at random and on purpose, damage their files (KILLS=30 for longer, SEED=...)
 	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -p no:hypothesispytest -m chaos tests/chaos $(ARGS)
 
+cluster-test: package ## Submit every job to a standalone cluster of three processes, and lose its machines
+	@$(PY) -m pytest -p no:hypothesispytest -m cluster tests/cluster $(ARGS)
+
 kafka: setup ## Read from a real Kafka broker that is killed and started again (Ivy fetches it once, 100 MB)
 	@$(PY) -m pytest -p no:hypothesispytest -m kafka tests/kafka $(ARGS)
 
@@ -87,8 +90,8 @@ bench-top-n: setup ## Time top-10 for all users against MLlib's own
 bench-stream: setup ## Time the stream: micro-batches, rates, freshness, soak (hours; ARGS="--only batch --sizes 50000")
 	@$(PY) tests/benchmarks/bench_stream.py $(ARGS)
 
-package: setup ## Build the wheel into dist/
-	@$(PY) -m hatchling build -t wheel -d dist
+package: setup ## Build what a cluster is given into dist/: wheel, environment archive, JAR coordinates, job scripts
+	@$(PY) conf/dev/package.py
 
 clean: ## Remove what builds, tests and runs leave behind, but neither .venv nor data
 	@rm -rf build dist spark-warehouse notebooks/spark-warehouse metastore_db derby.log .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
-import pyarrow as pa
 from pyspark.sql import DataFrame
 
+from foldin.checkpoints import Checkpoint
 from foldin.cli import Job
 from foldin.config import Config
 from foldin.demo.staging import fitting_mapping
@@ -18,7 +21,7 @@ from foldin.demo.synthetic import SIZES, SyntheticLog
 from foldin.errors import ConfigError, PrerequisiteError
 from foldin.evaluation.plan import Plan
 from foldin.evaluation.report import RAW, check_folder, summary, write_report
-from foldin.evaluation.run import Evaluation, evaluate
+from foldin.evaluation.run import evaluate
 from foldin.evaluation.worked import worked_example
 from foldin.ingest import Ingest
 from foldin.mapping import Mapping
@@ -53,14 +56,16 @@ def check_options(options: argparse.Namespace) -> None:
 def evaluate_job(job: Job) -> None:
     """Replay, write the report, print what it says."""
     options, made = job.options, None
-    with tempfile.TemporaryDirectory(prefix="foldin-evaluate-") as folder:
-        work = Path(folder)
+    with _work(job) as work:
         if options.generated is not None:
             made = SyntheticLog(SIZES[options.generated])
-            made.write(work / "landing")
-            tables, events = take_in(job, work, work / "landing", job.mapping)
+            landing = Checkpoint(job.spark, f"{work}/landing")
+            with tempfile.TemporaryDirectory(prefix="foldin-evaluate-") as here:
+                for file in made.write(Path(here)):
+                    landing.write(file.name, file.read_text(encoding="utf-8"))
+            tables, events = take_in(job, work, landing.path, job.mapping)
         elif options.data is not None:
-            tables, events = take_in(job, work, options.data, job.mapping)
+            tables, events = take_in(job, work, str(options.data), job.mapping)
         elif job.tables.exists(EVENTS):
             tables, events = job.tables, job.tables.read(EVENTS)
         else:
@@ -68,18 +73,21 @@ def evaluate_job(job: Job) -> None:
         title = options.title or (f"a generated log ({options.generated})" if made else _title(job))
         found = evaluate(tables, events, job.config, options.plan, title, made=made)
         example = worked_example(found)
-    report = write_report(options.report, found.replayed, example)
-    _write_raw(job, found, options.report)
+    raw = RAW if _on_this_machine(job) else job.tables.path("_reports", secrets.token_hex(6))
+    report = write_report(options.report, found.replayed, example, raw=raw)
+    rows = job.spark.createDataFrame(found.replayed.rows).coalesce(1)
+    path = str((options.report / RAW).absolute()) if raw == RAW else raw
+    rows.write.format("delta").mode("overwrite").option("overwriteSchema", True).save(path)
     print(summary(found.replayed))
-    print(f"report: {report}")
+    print(f"report: {report}" + ("" if raw == RAW else f", raw results: {raw}"))
 
 
-def take_in(job: Job, work: Path, folder: Path, mapping: Mapping) -> tuple[Tables, DataFrame]:
-    """Files through the production's ingest into tables of their own; prints the account of their rows."""
+def take_in(job: Job, work: str, folder: str, mapping: Mapping) -> tuple[Tables, DataFrame]:
+    """Files through the production's ingest into tables of their own under `work`; prints the account of their rows."""
     config: Config = job.config
     places = {
-        "tables": config.tables.model_copy(update={"root": str(work / "tables"), "catalog": ""}),
-        "ingest": config.ingest.model_copy(update={"source": "files", "landing": str(folder)}),
+        "tables": config.tables.model_copy(update={"root": f"{work}/tables", "catalog": ""}),
+        "ingest": config.ingest.model_copy(update={"source": "files", "landing": folder}),
     }
     config = config.model_copy(update=places)
     tables = Tables.of(job.spark, config.tables)
@@ -87,12 +95,23 @@ def take_in(job: Job, work: Path, folder: Path, mapping: Mapping) -> tuple[Table
     return tables, tables.read(EVENTS)
 
 
+def _on_this_machine(job: Job) -> bool:
+    return str(job.spark.sparkContext.master).startswith("local")
+
+
+@contextmanager
+def _work(job: Job) -> Iterator[str]:
+    """A folder for tables that are thrown away: here, or on a cluster under the root, which all hosts see."""
+    if _on_this_machine(job):
+        with tempfile.TemporaryDirectory(prefix="foldin-evaluate-") as folder:
+            yield folder
+        return
+    shared, name = Checkpoint(job.spark, job.tables.path("_evaluate")), secrets.token_hex(6)
+    try:
+        yield f"{shared.path}/{name}"
+    finally:
+        shared.delete(name)
+
+
 def _title(job: Job) -> str:
     return job.mapping.name if job.options.data is not None else "the events of this installation"
-
-
-def _write_raw(job: Job, found: Evaluation, folder: Path) -> None:
-    rows: pa.Table = found.replayed.rows
-    frame = job.spark.createDataFrame(rows)
-    path = str((folder / RAW).absolute())
-    frame.coalesce(1).write.format("delta").mode("overwrite").option("overwriteSchema", True).save(path)

@@ -49,8 +49,11 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def write_report(folder: Path, replayed: Replayed, example: Example | None = None) -> Path:
+def write_report(folder: Path, replayed: Replayed, example: Example | None = None, *, raw: str = RAW) -> Path:
     """Write README.md and its pictures; an earlier report in the folder is replaced. Returns the path of README.md.
+
+    Args:
+        raw: where the raw results lie, from the folder or as a URI.
 
     Raises:
         FoldinError: there is nothing to report, or the folder has a README.md that is no report of ours.
@@ -67,7 +70,7 @@ def write_report(folder: Path, replayed: Replayed, example: Example | None = Non
         figure.savefig(path, metadata={"Software": None})
         drawn.append(name)
     page = folder / "README.md"
-    page.write_text(MARK + "\n" + _page(measures, drawn, example), encoding="utf-8")
+    page.write_text(MARK + "\n" + _page(measures, drawn, example, raw), encoding="utf-8")
     return page
 
 
@@ -92,7 +95,7 @@ def summary(replayed: Replayed) -> str:
     return "\n".join(lines)
 
 
-def _page(measures: Measures, drawn: Sequence[str], example: Example | None) -> str:
+def _page(measures: Measures, drawn: Sequence[str], example: Example | None, raw: str) -> str:
     pictures = {name: f"![{title}]({name}.png)\n\n*{text}*" for name, (title, text) in _captions(measures).items()}
 
     def picture(name: str) -> list[str]:
@@ -110,7 +113,7 @@ def _page(measures: Measures, drawn: Sequence[str], example: Example | None) -> 
         ("What does it cost?", [*picture("cost"), _costs(measures)]),
         ("One user", [example.markdown()] if example else ["In no event foldin lists what the stale model does not."]),
         ("What the lists look like", [_shown(measures)]),
-        ("How it was measured", [_method(measures)]),
+        ("How it was measured", [_method(measures, raw)]),
     ]
     parts = []
     for number, (title, texts) in enumerate(sections):
@@ -288,7 +291,7 @@ def _shown(measures: Measures) -> str:
     return _table(measures, head, rows, note)
 
 
-def _method(measures: Measures) -> str:
+def _method(measures: Measures, raw: str) -> str:
     setting = measures.setting
     how = "tuned before the start" if setting.tuned else "not tuned: there was nothing before to tune it on"
     recent = f" Recent popularity counts the last {setting.window_days:g} days, {how}."
@@ -302,7 +305,7 @@ def _method(measures: Measures) -> str:
         "Hit: the item is on the list. NDCG: 1/log2(1 + place). MRR: 1/place. Off the list each is 0. Means of events.",
         f"Intervals: 95%, percentiles of {RESAMPLES:,} resamples of users, each with all of their events.",
         f"Differences are paired, event by event. With fewer than {LEAST_USERS} users there is no interval.",
-        f"Raw results, one row an event with every contender's place: the Delta table [`{RAW}/`]({RAW}).",
+        f"Raw results, one row an event with every contender's place: the Delta table [`{raw}/`]({raw}).",
     ]  # fmt: skip
     return "\n".join(f"- {line}" for line in lines)
 

@@ -1,0 +1,60 @@
+"""Every job by spark-submit on a standalone cluster, as the pages in conf/cluster say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chaos.equal import assert_account_adds_up, assert_latest_is_a_refold, assert_same_multiset, without_stamps
+from chaos.worlds import World
+from cluster.standalone import Cluster
+from cluster.submitting import Submitted
+from foldin.registry import Registry
+from foldin.schemas import EVENTS, MODELS
+
+
+@pytest.mark.timeout(900)
+def test_every_job_runs_on_a_cluster_and_needs_nothing_of_a_hosts_own_disk(
+    make_world: Callable[..., World], submit: Callable[..., Submitted], cluster: Cluster, tmp_path: Path
+) -> None:
+    world = make_world("jobs")
+    world.land(300)
+    report = tmp_path / "report"
+    runs = (
+        ("ingest", ("--once",), r"^300 rows in = \d+ events"),
+        ("fold_in", ("--once",), r"^\d+ user updates published"),
+        ("recommend", (), r"^\d+ lists of 5 written"),
+        ("evaluate", ("--days", "40", "--batch-events", "50", "--retrain-days", "0", "--report", report), r"^report: "),
+        ("maintain", (), r"^events: \d+ small files merged into 1$"),
+    )
+    for name, options, said in runs:
+        job = submit(name, world).start(*map(str, options))
+        assert job.wait() == 0, f"{name}:\n{job.said()[-5000:]}"
+        assert re.search(said, job.said(), re.MULTILINE), job.said()[-5000:]
+        assert "Traceback" not in job.said()
+        for host in (job.host, *cluster.workers):
+            assert not tables_in(host.folder), f"{name} left tables or checkpoints on a host's own disk"
+        if name == "fold_in":  # recommend writes all lists anew
+            assert_latest_is_a_refold(world.tables)
+        job.lose()  # with the host's disk: the next job runs elsewhere
+
+    tables = world.tables
+    assert_same_multiset(without_stamps(tables, EVENTS), world.log.multiset(), "events")
+    assert_account_adds_up(tables, world.log.rows)
+    assert_latest_is_a_refold(tables)
+    active = Registry(tables).active_version()
+    (trained,) = tables.read(MODELS).where(f"model_version = '{active}' and parity is not null").collect()
+    assert trained["parity"] <= 1e-6
+    (raw,) = re.findall(r"the Delta table \[`(\S+)/`\]", (report / "README.md").read_text())
+    assert raw.startswith(tables.path("_reports"))
+    assert world.spark.read.format("delta").load(raw).count() > 50
+    assert not (Path(tables.root) / "_evaluate").exists()
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """What a host writes for others to read: data files, logs of tables, checkpoints of queries."""
+    names = ("**/_delta_log", "**/*.parquet", "**/_checkpoints", "**/offsets")
+    return [path for name in names for path in folder.glob(name) if "environment" not in path.parts]
