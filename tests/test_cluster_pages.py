@@ -48,13 +48,10 @@ def _blocks(page: str, language: str) -> list[str]:
 def _options(job: str) -> frozenset[str]:
     """The options that `jobs/JOB.py --help` shows."""
     printed = io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        contextlib.redirect_stdout(printed),
-        pytest.raises(SystemExit) as ended,
-    ):
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(printed):
         patched.setattr("sys.argv", [f"{job}.py", "--help"])
-        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
     assert ended.value.code == 0
     return frozenset(re.findall(r"(?<!\w)--[a-z][a-z-]*", printed.getvalue()))
 
