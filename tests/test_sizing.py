@@ -129,7 +129,7 @@ def _amounts(found: Size) -> list[float]:
 def test_a_prediction_keeps_up_with_its_rate_and_lies_in_its_own_range(load: Load) -> None:
     found = size(load)
     assert found.busy <= 0.5 + 1e-9
-    assert found.micro_batch.likely <= found.trigger_seconds + 1e-3
+    assert found.micro_batch.likely <= found.trigger_seconds + 0.01
     assert found.partitions % found.cores == 0
     assert found.executors * found.cores_an_executor >= found.cores
     for span in (found.micro_batch, found.full_rate, found.freshness, found.build, found.checkpoint, found.night):
