@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,10 +48,22 @@ def main(argv: list[str] | None = None) -> int:
     _add_settings(activate)
     activate.add_argument("version")
     activate.add_argument("--reason", default="by hand", help="for the log of models")
+    size = commands.add_parser("size", help="cores, memory, disks and settings for so many events, users and items")
+    size.add_argument("--events-per-second", type=float, required=True, metavar="N", help="in the busiest hour")
+    size.add_argument("--users", type=int, required=True, metavar="N")
+    size.add_argument("--items", type=int, required=True, metavar="N")
+    size.add_argument("--rank", type=int, required=True, metavar="N")
+    size.add_argument("--events-per-user", type=float, default=30.0, metavar="N", help="on average (%(default)g)")
+    size.add_argument("--lists", action=argparse.BooleanOptionalAction, default=True, help="or factors alone")
+    size.add_argument("--cores", type=int, metavar="N", help="of the stream, where they are given")
+    form = size.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="for machines: seconds and bytes")
+    form.add_argument("--conf", choices=("toml", "properties"), help="settings alone: foldin's, or Spark's")
     options = parser.parse_args(argv)
     setup_logging()
     try:
-        return {"demo": _demo, "status": _status, "models": _models, "activate": _activate}[options.command](options)
+        run = {"demo": _demo, "status": _status, "models": _models, "activate": _activate, "size": _size}
+        return run[options.command](options)
     except FoldinError as error:
         print(f"foldin: {error}", file=sys.stderr)
         return error.exit_code
@@ -118,6 +130,19 @@ def _activate(options: argparse.Namespace) -> int:
         done = bring_into_force(tables, config, options.version, reason=options.reason, wait=seconds)
     print(f"model {options.version} {'is in force' if done else 'is still being adopted by the stream'}")
     return 0 if done else 1
+
+
+def _size(options: argparse.Namespace) -> int:
+    from foldin.sizing import Load, size
+    from foldin.sizing_report import foldin_toml, render_size, size_to_dict, spark_properties
+
+    load = Load(**{field.name: getattr(options, field.name) for field in fields(Load)})
+    found = size(load, cores=options.cores)
+    if options.json:
+        print(json.dumps(size_to_dict(found), indent=2))
+    else:
+        print({"toml": foldin_toml, "properties": spark_properties, None: render_size}[options.conf](found))
+    return 0
 
 
 if __name__ == "__main__":
