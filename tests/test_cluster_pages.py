@@ -129,7 +129,7 @@ def _constants() -> bytes:
     """The text of the classes of Spark that define settings."""
     texts = []
     jars = Path(pyspark.__file__).parent / "jars"
-    for name in ("core", "catalyst", "sql", "yarn", "kubernetes", "common-utils"):
+    for name in ("core", "catalyst", "sql", "sql-api", "yarn", "kubernetes", "common-utils"):
         (jar,) = jars.glob(f"spark-{name}_*.jar")
         with zipfile.ZipFile(jar) as opened:
             for entry in opened.namelist():

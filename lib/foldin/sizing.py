@@ -34,6 +34,7 @@ _SEEN = 1.25  # times the state with lists: 8 bytes an item beside 41 an event (
 _MEASURED_EVENTS, _MEASURED_ITEMS, _MEASURED_RANK, _BOUND = 30, 50_000, 64, 256
 _MEASURED_USERS = {False: 4_000_000, True: 1_000_000}
 _USERS_A_PARTITION = 2_000_000
+_MOST_PARTITIONS = 10_000  # what fold_in.state_partitions takes
 _BUSY = 0.5  # share of the cores' time that the rate may take: the rest is for peaks, upkeep and adoption
 _INGEST = 2 * measured("ingest, 541,909 rows of Online Retail").value / 541_909  # core seconds a row, start included
 _COMMIT = measured("commit of events p50 at 1,000 events/s").value
@@ -135,7 +136,7 @@ def size(load: Load, *, cores: int | None = None) -> Size:
         cores: of the fold-in stream, where they are given rather than sought.
 
     Raises:
-        ConfigError: `cores` is no positive number, or too small for the rate.
+        ConfigError: `cores` is no positive number, or too small for the rate; or no stream is large enough for it.
     """
     if cores is not None and cores < 1:
         raise ConfigError(f"--cores {cores}: must be greater than 0")
@@ -143,6 +144,9 @@ def size(load: Load, *, cores: int | None = None) -> Size:
     cores = max(2, math.ceil(a_second / _BUSY)) if cores is None else cores
     if a_second >= cores:
         raise ConfigError(f"--cores {cores}: too few, this rate keeps {math.ceil(a_second)} busy; take twice as many")
+    partitions = cores * max(1, math.ceil(load.users / (_USERS_A_PARTITION * cores)))
+    if partitions > _MOST_PARTITIONS:
+        raise ConfigError(f"{partitions} state partitions are needed, one stream has at most {_MOST_PARTITIONS}")
     an_executor = min(cores, 4)
     executors = math.ceil(cores / an_executor)
     trigger = max(1, math.ceil(_steady(load, cores)))
@@ -164,7 +168,7 @@ def size(load: Load, *, cores: int | None = None) -> Size:
         load=load,
         cores=cores,
         busy=a_second / cores,
-        partitions=cores * max(1, math.ceil(load.users / (_USERS_A_PARTITION * cores))),
+        partitions=partitions,
         executors=executors,
         cores_an_executor=an_executor,
         trigger_seconds=trigger,
@@ -215,7 +219,7 @@ def kernel_seconds(rank: int) -> float:
     upper = next((k for k in ranks[1:] if k >= rank), ranks[-1])
     lower = ranks[ranks.index(upper) - 1]
     slope = math.log(_KERNEL[lower] / _KERNEL[upper]) / math.log(upper / lower)
-    return (rank / lower) ** slope / _KERNEL[lower]
+    return math.pow(rank / lower, slope) / _KERNEL[lower]
 
 
 def micro_batch_seconds(load: Load, events: float, cores: int) -> float:

@@ -32,7 +32,7 @@ def foldin_toml(size: Size) -> str:
         [
             "[train]",
             f"rank = {size.load.rank}",
-            f"blocks = {max(4, size.cores)}",
+            f"blocks = {min(1000, max(4, size.cores))}",
             "",
             "[fold_in]",
             f"trigger_seconds = {size.trigger_seconds:.1f}",
