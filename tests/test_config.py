@@ -110,7 +110,7 @@ def test_a_section_that_is_a_plain_value_is_an_error(toml: Any) -> None:
         ("train.mode='explicit'", "explicit"),
         ("tables.root=/a b/c=d", "/a b/c=d"),
         ("tables.root=s3a://bucket/x", "s3a://bucket/x"),
-        ("tables.root=1\n2", "1\n2"),
+        ("spark.app_name=1\n2", "1\n2"),
         ("history.half_life_days=30", 30.0),
         ("history.half_life_days=inf", float("inf")),
         ("events.weights={a = 1, b = 2.5}", {"a": 1.0, "b": 2.5}),

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from foldin import redaction
 from foldin.config import load_config
 from foldin.errors import ConfigError
-from foldin.kafka_options import fill, hide
+from foldin.redaction import hide
+from foldin.secrets import fill
 
 SECRET = "hunter2-4711"
 LOGIN = "org.apache.kafka.common.security.plain.PlainLoginModule required"
@@ -54,7 +56,8 @@ def test_what_spark_would_pass_over_is_refused(sets: tuple[str, ...], rule: str)
 def test_a_secret_that_is_written_out_is_refused_and_not_repeated(key: str, value: str) -> None:
     with pytest.raises(ConfigError) as raised:
         load_config(sets=[*KAFKA, option(key, value)])
-    assert f"'{key}' holds a secret: put it in the environment and write \"${{env:NAME}}\" here" in str(raised.value)
+    how = 'put it into the environment or a file and write "${env:NAME}" or "${file:/path}" here'
+    assert f"'{key}' holds a secret: {how}" in str(raised.value)
     assert SECRET not in str(raised.value)
 
 
@@ -95,7 +98,7 @@ def test_options_are_filled_from_the_environment_and_nothing_else_of_them_change
         "kafka.sasl.mechanism": "PLAIN",
     }
     assert load_config(sets=KAFKA).kafka.options == {}
-    assert fill(options) == {
+    assert fill("kafka.options", options) == {
         "kafka.sasl.jaas.config": f'{LOGIN} username="u" password="a\\"b\\\\c";',  # within JAAS's quotes
         "kafka.ssl.key.password": 'a"b\\c',
         "kafka.sasl.mechanism": "PLAIN",
@@ -107,7 +110,7 @@ def test_a_variable_that_is_not_set_is_named_with_its_option(monkeypatch: pytest
     monkeypatch.delenv("NOT_THERE", raising=False)
     options = {"kafka.ssl.key.password": "${env:THERE}", "kafka.sasl.jaas.config": "${env:THERE}${env:NOT_THERE}"}
     with pytest.raises(ConfigError) as raised:
-        fill(options)
+        fill("kafka.options", options)
     assert str(raised.value) == (
         "kafka.options: 'kafka.sasl.jaas.config' needs the environment variable NOT_THERE, which is not set"
     )
@@ -122,5 +125,7 @@ def test_what_others_say_is_shown_without_the_secrets(monkeypatch: pytest.Monkey
         "kafka.sasl.jaas.config": "${env:LINE}",
         "kafka.ssl.truststore.location": "${env:PLACE}",
     }
+    monkeypatch.setattr(redaction, "_known", frozenset())
+    fill("kafka.options", options)
     said = f'no: a"b\\c, a\\"b\\\\c, {SECRET} in /etc/trust.jks'
-    assert hide(said, options) == "no: [hidden], [hidden], [hidden] in /etc/trust.jks"
+    assert hide(said) == "no: [hidden], [hidden], [hidden] in /etc/trust.jks"

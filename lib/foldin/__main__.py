@@ -18,6 +18,7 @@ from pyspark.errors import PySparkException
 
 from foldin.cli import setup_logging
 from foldin.errors import FoldinError, reason_of
+from foldin.redaction import hide
 
 if TYPE_CHECKING:  # `--help` needs no Spark
     from foldin.config import Config
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         run = {"demo": _demo, "status": _status, "models": _models, "activate": _activate, "size": _size}
         return run[options.command](options)
     except FoldinError as error:
-        print(f"foldin: {error}", file=sys.stderr)
+        print(f"foldin: {hide(str(error))}", file=sys.stderr)
         return error.exit_code
     except (PySparkException, Py4JError) as error:
         print(f"foldin: {reason_of(error)}", file=sys.stderr)

@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 from foldin.config import Config
 from foldin.errors import DISK_FULL, FoldinError, reason_of
 from foldin.mapping import Mapping, load_settings
+from foldin.redaction import hide
 from foldin.session import build_session
 from foldin.tables import Tables
 
@@ -92,7 +93,7 @@ def _complain(reason: str, folders: Sequence[str]) -> None:
     if DISK_FULL.search(reason):
         full = [folder for folder in folders if Path(folder).exists() and _is_full(folder)]
         reason += f" (disk of {' and of '.join(full)})" if full else ""
-    print(f"foldin: {reason}", file=sys.stderr)
+    print(f"foldin: {hide(reason)}", file=sys.stderr)
 
 
 def _is_full(folder: str) -> bool:
@@ -100,9 +101,18 @@ def _is_full(folder: str) -> bool:
     return usage.free < max(1 << 20, usage.total // 100)
 
 
+class _HidingFormatter(logging.Formatter):
+    """Whoever logs what, a secret in use is not in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide(super().format(record))
+
+
 def setup_logging() -> None:
-    """Progress lines on stderr, one an event worth knowing."""
-    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    """Progress lines on stderr, one an event worth knowing, without the secrets in use."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_HidingFormatter("%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("foldin").setLevel(logging.INFO)
     # Pages about errors that we report in one line, and about the interrupt that ends a query on request.
     for name in ("SQLQueryContextLogger", "py4j.clientserver"):

@@ -9,16 +9,19 @@ from __future__ import annotations
 import copy
 import difflib
 import importlib.resources
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from foldin.errors import ConfigError
-from foldin.kafka_options import check_options, is_secret
+from foldin.kafka_options import check_options
+from foldin.redaction import looks_secret, names_a_secret, shown
+from foldin.secrets import check_place, check_spark_conf
 
 __all__ = [
     "AlarmConfig",
@@ -44,16 +47,19 @@ __all__ = [
 ]
 
 M = TypeVar("M", bound=BaseModel)
+Place = Annotated[str, AfterValidator(check_place)]
 
 
 class Section(BaseModel):
     """A table of the TOML file: frozen, an unknown key is an error, and nothing is guessed (true is not 1)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
 
 class TablesConfig(Section):
-    root: str = Field(min_length=1)
+    root: Place = Field(min_length=1)
     """Folder or URI under which tables and checkpoints lie."""
     catalog: str = Field(pattern=r"^$|^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)?$")
     """"catalog.schema" or "schema" for tables by name; empty for tables by path."""
@@ -101,12 +107,12 @@ class IngestConfig(Section):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")
     """Names the query and its checkpoint: several ingest jobs at once need one each."""
     source: Literal["files", "delta", "kafka"]
-    landing: str = Field(min_length=1)
+    landing: Place = Field(min_length=1)
     """Folder of files, for source = "files"."""
-    table: str
+    table: Place
     """Path or name of a Delta table, for source = "delta"."""
     format: Literal["json", "csv", "parquet"]
-    files: str = Field(min_length=1)
+    files: Place = Field(min_length=1)
     max_files_per_trigger: int = Field(ge=0)
     """Most files of one micro-batch; 0: as many as max_bytes_per_trigger allows."""
     max_bytes_per_trigger: str = Field(pattern=_BYTES)
@@ -115,23 +121,17 @@ class IngestConfig(Section):
 
 
 class KafkaConfig(Section):
-    bootstrap_servers: str = Field(pattern=r"^([^\s,]+:[0-9]+(,[^\s,]+:[0-9]+)*)?$")
+    bootstrap_servers: str = Field(pattern=r"^([^\s,@]+:[0-9]+(,[^\s,@]+:[0-9]+)*)?$")
     topics: str = Field(pattern=r"^([A-Za-z0-9._-]+(,[A-Za-z0-9._-]+)*)?$")
     """Names of topics, with commas between them."""
     max_offsets_per_trigger: int = Field(ge=1)
-    options: dict[str, str]
-    """Further settings of Kafka's consumer; "${env:NAME}" is taken from the environment when it is used."""
+    options: Annotated[dict[str, str], AfterValidator(check_options)]
+    """Further settings of Kafka's consumer; "${env:NAME}" and "${file:/path}" are looked up when they are used."""
 
     @property
     def topic_names(self) -> tuple[str, ...]:
         """The topics one by one."""
         return tuple(self.topics.split(","))
-
-    @field_validator("options")
-    @classmethod
-    def _known_and_no_secret(cls, options: dict[str, str]) -> dict[str, str]:
-        check_options(options)
-        return options
 
 
 class HistoryConfig(Section):
@@ -245,7 +245,8 @@ class MaintainConfig(Section):
 class SparkConfig(Section):
     app_name: str = Field(min_length=1)
     master: str = Field(min_length=1)
-    conf: dict[str, str]
+    conf: Annotated[dict[str, str], AfterValidator(check_spark_conf)]
+    """Further settings of Spark; "${env:NAME}" and "${file:/path}" are looked up when the session is made."""
 
     @field_validator("conf", mode="before")
     @classmethod
@@ -367,24 +368,19 @@ def validate(
         lines: dict[str, list[str]] = {}
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
-            shown = repr(item["input"]) if not _may_be_secret(item["loc"]) else "(not shown)"
+            value = shown(item["loc"], item["input"])
             if item["type"] == "extra_forbidden":
-                line = f"unknown key {key} = {shown}{_nearest(model, item['loc'])}"
+                line = f"unknown key {key} = {value}{_nearest(model, item['loc'])}"
             elif item["type"] == "missing":
                 line = f"missing key {key}"
             else:
                 rule = item["msg"].removeprefix("Value error, ")
                 # A rule over a whole section names its keys itself.
-                value = "" if isinstance(item["input"], Mapping) else f" = {shown}"
-                line = f"{key}{value}: {rule[0].lower()}{rule[1:]}"
+                beside = "" if isinstance(item["input"], Mapping) else f" = {value}"
+                line = f"{key}{beside}: {rule[0].lower()}{rule[1:]}"
             found = [name for name, layer in layers if _holds(layer, item["loc"])]
             lines.setdefault(found[-1] if found else source, []).append(line)
         raise ConfigError("; ".join(f"{name}: {'; '.join(said)}" for name, said in lines.items())) from error
-
-
-def _may_be_secret(loc: tuple[int | str, ...]) -> bool:
-    """Whether a value must not be shown in an error: whatever is wrong with it, it may be a password."""
-    return loc[:2] == ("kafka", "options") or any(is_secret(str(part)) for part in loc)
 
 
 def _holds(layer: Mapping[str, Any], loc: tuple[int | str, ...]) -> bool:
@@ -416,9 +412,11 @@ def _apply_set(data: dict[str, Any], text: str) -> dict[str, Any]:
     """Change `data` by one "section.key=value"; the change alone, as an overlay."""
     path, equals, value = text.partition("=")
     keys = [key.strip() for key in path.split(".", 2)]
+    may_be_secret = names_a_secret(path) or path.startswith(("kafka", "spark")) or looks_secret(text)
+    name = path if equals else re.split(r"[^\w.]", path)[0]
+    repeated = f"{name}=..." if may_be_secret else text
     if not equals or len(keys) < 2 or not all(keys):
-        shown = f"{path}=..." if is_secret(path) or path.startswith("kafka") else text  # it may hold a password
-        raise ConfigError(f"--set {shown!r}: expected section.key=value, such as train.rank=64")
+        raise ConfigError(f"--set {repeated!r}: expected section.key=value, such as train.rank=64")
     try:
         (parsed,) = tomllib.loads(f"value = {value}").values()
     except ValueError:  # not TOML, or TOML of several lines
@@ -427,7 +425,7 @@ def _apply_set(data: dict[str, Any], text: str) -> dict[str, Any]:
     for key in keys[:-1]:
         target = target.setdefault(key, {})
         if not isinstance(target, dict):
-            raise ConfigError(f"--set {text!r}: {key} is a value, not a section")
+            raise ConfigError(f"--set {repeated!r}: {key} is a value, not a section")
     target[keys[-1]] = parsed
     change: Any = parsed
     for key in reversed(keys):

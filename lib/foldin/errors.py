@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+from foldin.redaction import hide
+
 __all__ = [
     "DISK_FULL",
     "AccountingError",
@@ -108,7 +110,10 @@ class AlarmError(FoldinError):
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, in one line: of the pages that Spark or a py4j error prints, the line that says why."""
+    """What went wrong, in one line: of the pages that Spark or a py4j error prints, the line that says why.
+
+    Without the secrets in use, since it goes into logs and tables.
+    """
     text = str(error)
     # The innermost error class is the cause; these two only say that a query failed.
     said = re.findall(r"\[(?!STREAM_FAILED|FOREACH_BATCH)[A-Z][A-Z0-9_.]{3,}\] [^\n]*", text)
@@ -116,4 +121,4 @@ def reason_of(error: BaseException) -> str:
     said += re.findall(r"^: ([\w.$]+[^\n]*)", text, re.MULTILINE)  # py4j puts the Java error on a second line
     said += [line for line in text.splitlines() if line.strip()]
     line = " ".join(said[0].split()) if said else type(error).__name__
-    return re.sub(r"[;,.]? SQLSTATE: \w+|;? line \d+ pos \d+;?$", "", line).rstrip(" ;")
+    return hide(re.sub(r"[;,.]? SQLSTATE: \w+|;? line \d+ pos \d+;?$", "", line).rstrip(" ;"))

@@ -6,6 +6,7 @@ DataFrames in, DataFrames out, all in Spark's own expressions; reading and writi
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -51,6 +52,7 @@ NOT_UTF8 = "not UTF-8 text"
 """Detail of a row that `quarantine` cannot keep as it came: what was no text is lost."""
 
 _CORRUPT = "_corrupt"
+_REFLECTION = {"reflect", "java_method", "try_reflect"}
 _MAX_CSV_COLUMNS = 20_000  # the parser behind from_csv throws at 20,480, and with that the batch would fail
 _NESTED_TYPES = (ArrayType, MapType, StructType, VariantType)
 
@@ -63,12 +65,16 @@ def record_hash(raw: Column) -> Column:
 def check_expressions(spark: SparkSession, mapping: Mapping) -> None:
     """Let Spark analyse each expression of a mapping, over no rows, before a query is built of them.
 
+    What it may do is to compute one value of one row: no other table, and no method of the JVM.
+
     Raises:
         ConfigError: names the key, the expression and Spark's reason in one line.
     """
     empty = spark.createDataFrame([], ", ".join(f"{_quote(c)} string" for c in mapping.columns))
     for key, text in mapping.expressions().items():
         try:
+            if (reaches := _beyond_the_row(spark, text)) is not None:  # analysis loads the classes that it names
+                raise ConfigError(f"mapping {mapping.name}: {key} = {text!r}: {reaches}")
             analysed = empty.select("*", F.expr(text).alias("verdict"))
             kind = analysed.schema["verdict"].dataType
             plan = analysed._jdf.queryExecution().analyzed()
@@ -89,6 +95,24 @@ def check_expressions(spark: SparkSession, mapping: Mapping) -> None:
             fault = f"must be text or a number, is of type {kind.simpleString()}"
         if fault is not None:
             raise ConfigError(f"mapping {mapping.name}: {key} = {text!r}: {fault}")
+
+
+def _beyond_the_row(spark: SparkSession, text: str) -> str | None:
+    """The rule that an expression breaks by what it calls or reads; None if it breaks none."""
+    jvm: Any = spark.sparkContext._jvm
+    parsed = spark._jsparkSession.sessionState().sqlParser().parseExpression(text)
+    if jvm.org.apache.spark.sql.catalyst.expressions.SubqueryExpression.hasSubquery(parsed):
+        return "must not ask another table"
+    waiting = [parsed]
+    while waiting:
+        node = waiting.pop()
+        if node.nodeName() == "UnresolvedFunction":
+            name = str(node.nameParts().last())
+            if name.lower() in _REFLECTION:
+                return f"must not call {name}, which runs any method of the JVM"
+        children = node.children()
+        waiting += [children.apply(i) for i in range(children.size())]
+    return None
 
 
 def parse(rows: DataFrame, mapping: Mapping) -> DataFrame:

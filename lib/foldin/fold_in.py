@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from foldin.adoption import Adopter, last_adopted
 from foldin.checkpoints import Checkpoint, Offset
@@ -208,7 +209,7 @@ class FoldIn:
             return promotion.caught_up
         reached = []
         for spec in self.publisher.written:
-            rows = self.tables.read(spec).where(f"model_version = '{version}'")
+            rows = self.tables.read(spec).where(F.col("model_version") == version)
             row = rows.selectExpr("max(struct(events_version, events_index)) as position").first()
             reached.append(Position(*row["position"]) if row and row["position"] else promotion.caught_up)
         # After a crash one of the tables may be a batch ahead: the smaller one is what both include.

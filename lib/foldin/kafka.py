@@ -22,7 +22,8 @@ from pyspark.sql import functions as F
 from foldin.checkpoints import Checkpoint
 from foldin.config import KafkaConfig
 from foldin.errors import ConfigError, FoldinError, StateMismatchError, reason_of
-from foldin.kafka_options import fill, hide
+from foldin.redaction import hide
+from foldin.secrets import fill
 
 __all__ = ["CONNECTOR", "check_topics", "kafka_failures", "read_topics"]
 
@@ -45,7 +46,7 @@ def read_topics(spark: SparkSession, settings: KafkaConfig) -> DataFrame:
     Raises:
         ConfigError: the connector is missing, or an option is wrong.
     """
-    options = fill(settings.options)
+    options = fill("kafka.options", settings.options)
     with _spoken(settings):
         reader = spark.readStream.format("kafka").options(
             **{
@@ -86,7 +87,7 @@ def kafka_failures(settings: KafkaConfig, checkpoint: Checkpoint) -> Iterator[No
         if lost is None:
             raise
         check_topics(checkpoint.spark, settings, checkpoint)  # knows all the offsets, where Spark names the first
-        raise StateMismatchError(_gone(checkpoint, hide(lost[1], settings.options).strip())) from None
+        raise StateMismatchError(_gone(checkpoint, hide(lost[1]).strip())) from None
 
 
 def check_topics(spark: SparkSession, settings: KafkaConfig, checkpoint: Checkpoint) -> None:
@@ -104,7 +105,7 @@ def check_topics(spark: SparkSession, settings: KafkaConfig, checkpoint: Checkpo
             f"kafka.topics = {settings.topics!r} leaves out {', '.join(unnamed)}, which the checkpoint "
             f"{checkpoint.path} reads. Set it back, or: {_anew(checkpoint)}"
         )
-    options = fill(settings.options)
+    options = fill("kafka.options", settings.options)
     with _spoken(settings), _admin(spark, settings, options) as admin:
         _await_topics(spark, admin, settings, options)
         earliest, latest = (_bounds(spark, admin, wanted, spec) for spec in ("earliest", "latest"))
@@ -226,11 +227,11 @@ def _spoken(settings: KafkaConfig) -> Iterator[None]:
     try:
         yield
     except FoldinError as error:
-        if hide(str(error), settings.options) != str(error):
-            raise type(error)(hide(str(error), settings.options)) from error.__cause__
+        if hide(str(error)) != str(error):
+            raise type(error)(hide(str(error))) from error.__cause__
         raise
     except (PySparkException, Py4JError) as error:
-        reason, where = hide(_innermost(error), settings.options), settings.bootstrap_servers
+        reason, where = hide(_innermost(error)), settings.bootstrap_servers
         if "UnknownTopicOrPartition" in reason or "InvalidTopic" in reason:
             raise ConfigError(f"kafka.topics = {settings.topics!r}: a topic does not exist at {where}") from None
         if re.search(r"Authenti|Authoriz", reason):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from delta import configure_spark_with_delta_pip
-from pyspark import SparkConf
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from foldin.config import Config, conf_dir
 from foldin.kafka import CONNECTOR
 from foldin.prerequisites import check_prerequisites
+from foldin.redaction import WORDS
+from foldin.secrets import fill, refers
 
 __all__ = ["build_session"]
+
+_REDACTION = "spark.redaction.regex"
 
 # What foldin relies on, whatever the cluster's defaults are.
 _REQUIRED = {
@@ -38,8 +43,8 @@ _REQUIRED = {
     "spark.executorEnv.OMP_NUM_THREADS": "1",
     "spark.executorEnv.MKL_NUM_THREADS": "1",
     # What Spark must not show of settings and, in the text of a plan, of a source's options: its own pattern lets
-    # the private key of a Kafka client through.
-    "spark.redaction.regex": r"(?i)secret|password|passphrase|token|access[.]?key|jaas|keystore[.]key",
+    # the private key of a Kafka client through, and the key of an Azure account.
+    _REDACTION: f"(?i){WORDS}",
 }
 
 # What suits one machine; a cluster brings its own.
@@ -75,10 +80,11 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
     connector's.
 
     Args:
-        config: `[spark]` of it is applied last, so it wins.
+        config: `[spark]` of it is applied last, so it wins; what it asks Spark to hide is hidden beside the rest.
         log_file: where a local JVM's own output goes; by default to this process's stderr.
 
     Raises:
+        ConfigError: a secret of `[spark] conf` is not where it should be.
         PrerequisiteError: Python or Java is missing or of a version that Spark cannot use.
     """
     active = SparkSession.getActiveSession()
@@ -105,16 +111,33 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
         settings |= _LOCAL | {
             "spark.driver.extraJavaOptions": f'"-Dlog4j2.configurationFile={conf_dir() / "log4j2.properties"}"',
         }
-    for key, value in (settings | config.spark.conf).items():
+    settings |= {key: value for key, value in config.spark.conf.items() if not refers(value)}
+    secrets = fill("spark.conf", {key: value for key, value in config.spark.conf.items() if refers(value)})
+    settings[_REDACTION] = "|".join([_REQUIRED[_REDACTION], *_also_hidden(config.spark.conf, secrets)])
+    for key, value in settings.items():
         builder = builder.config(key, value)
     if submitted:
-        return builder.getOrCreate()
+        return builder.config(map=secrets).getOrCreate()
     # Delta's helper writes this setting anew: what the configuration asks for goes through it.
     packages = [name.strip() for name in config.spark.conf.get("spark.jars.packages", "").split(",") if name.strip()]
     if config.ingest.source == "kafka" and CONNECTOR not in packages:
         packages.append(CONNECTOR)
     with _stderr_to(log_file):
-        return configure_spark_with_delta_pip(builder, extra_packages=packages).getOrCreate()
+        builder = configure_spark_with_delta_pip(builder, extra_packages=packages)
+        if secrets:
+            # pyspark starts the JVM with all settings on its command line, where `ps` shows them to everybody. So it
+            # is started without the secrets, and the session, which is made in it, is told them through the gateway.
+            SparkContext._ensure_initialized(conf=SparkConf().setAll(list(builder._options.items())))
+        return builder.config(map=secrets).getOrCreate()
+
+
+def _also_hidden(conf: Mapping[str, str], secrets: Iterable[str]) -> Iterator[str]:
+    """What Spark must hide beside what sounds like a secret: what the configuration says, and what is a reference."""
+    if (own := conf.get(_REDACTION)) is not None:
+        yield f"(?:{own})"
+    for key in secrets:
+        # Hadoop's settings have a page without the prefix.
+        yield rf"^(?:spark\.hadoop\.)?{re.escape(key.removeprefix('spark.hadoop.'))}$"
 
 
 def _local_cores(master: str) -> int:

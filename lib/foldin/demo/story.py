@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pyspark.sql import functions as F
+
 from foldin.demo.lifecycle import show_lifecycle
 from foldin.demo.staging import fitting_mapping, stage
 from foldin.demo.streams import Streams
@@ -113,7 +115,7 @@ def _empty(root: Path) -> Path:
 
 
 def _events_of(tables: Tables, user_id: str, n: int) -> str:
-    rows = tables.read(EVENTS).where(f"user_id = '{user_id}'").orderBy("event_time", ascending=False).limit(n)
+    rows = tables.read(EVENTS).where(F.col("user_id") == user_id).orderBy(F.desc("event_time")).limit(n)
     return ", ".join(f"{row['event_type']} {row['item_id']}" for row in reversed(rows.collect()))
 
 
