@@ -19,7 +19,7 @@ ARGS ?=
 KILLS ?= 4
 SEED ?=
 
-.PHONY: help setup setup-bench demo test test-lifecycle test-data test-evaluation evaluate chaos cluster-test kafka notebooks check format lock bench bench-kernel bench-top-n bench-stream package clean distclean
+.PHONY: help setup setup-bench demo test test-lifecycle test-data test-evaluation evaluate chaos cluster-test kafka notebooks check audit format lock bench bench-kernel bench-top-n bench-stream package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -71,6 +71,9 @@ check: setup ## Lint, check format and types, compare the locks with pyproject.t
 	@$(PY) -m ruff format --check --output-format concise lib jobs tests notebooks conf/dev
 	@$(PY) -m mypy --strict lib
 	@$(PY) conf/dev/check_locks.py
+
+audit: ## Ask pip-audit about every lock; without its data, check pins and hashes (ARGS="--ignore-vuln ID")
+	@python=$$(conf/dev/find-python) && "$$python" conf/dev/audit.py $(ARGS)
 
 format: setup ## Format the code and mend what ruff can mend
 	@$(PY) -m ruff check --fix lib jobs tests notebooks conf/dev
