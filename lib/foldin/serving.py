@@ -115,13 +115,12 @@ def _of_active_model(
     """The active model, and those of its rows in a table that `rows` names (default: all); no other file is opened."""
     active = active_model(root, options)
     while True:
-        table = _open(root, name, options)
-        of_model = [("model_version", "=", active.model_version)]
-        if not table.file_uris(of_model) and (now := active_model(root, options)) != active:
+        of_model = pc.field("model_version") == active.model_version
+        dataset = _open(root, name, options).to_pyarrow_dataset()
+        if next(dataset.get_fragments(of_model), None) is None and (now := active_model(root, options)) != active:
             active = now  # the one before was retired meanwhile
             continue
-        dataset = table.to_pyarrow_dataset(partitions=of_model)
-        return active, dataset.to_table(filter=rows, columns=columns)
+        return active, dataset.to_table(filter=of_model if rows is None else of_model & rows, columns=columns)
 
 
 def _latest(rows: pa.Table) -> pa.Table:
