@@ -16,11 +16,13 @@ from pyspark.sql import SparkSession
 from foldin.errors import FoldinError, StateMismatchError
 from foldin.schemas import Position
 
-__all__ = ["REPLAYS", "Checkpoint", "Offset"]
+__all__ = ["PUSHES", "REPLAYS", "Checkpoint", "Offset"]
 
 FINGERPRINT = "foldin.json"
 REPLAYS = "replay_quarantine"
 """Folder of the checkpoints of runs over `quarantine`."""
+PUSHES = "push"
+"""Folder of the checkpoints of queries that push lists elsewhere."""
 
 
 @dataclass(frozen=True)

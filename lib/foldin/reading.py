@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from foldin.answers import UserRecommendations
 from foldin.config import load_config
 from foldin.errors import UnknownItemError
 from foldin.registry import Registry
@@ -24,16 +23,6 @@ __all__ = [
     "recommendations_for",
     "similar_items",
 ]
-
-
-@dataclass(frozen=True)
-class UserRecommendations:
-    """One user's list: (item_id, score) best first, by `als` or, for who has no factors, by `popularity`."""
-
-    user_id: str
-    model_version: str
-    items: tuple[tuple[str, float], ...]
-    source: str
 
 
 def open_tables(root: str) -> Tables:

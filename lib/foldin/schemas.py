@@ -231,7 +231,7 @@ MODELS = TableSpec(
 METRICS = TableSpec(
     "metrics",
     _columns(
-        ("query", StringType(), "name of the query: fold_in, or the ingest job's"),
+        ("query", StringType(), "name of the query: fold_in, push/NAME or the ingest job's"),
         ("query_id", StringType(), "its id (new with every new checkpoint)"),
         ("run_id", StringType(), "id of this start of it"),
         ("batch_id", LongType(), "micro-batch; a replayed one has a row a run"),

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from foldin.checkpoints import REPLAYS, Checkpoint
+from foldin.checkpoints import PUSHES, REPLAYS, Checkpoint
 from foldin.leases import Lease, holder_of
-from foldin.schemas import EVENTS, QUARANTINE, TableSpec
+from foldin.schemas import EVENTS, QUARANTINE, RECOMMENDATIONS, TableSpec
 from foldin.tables import Tables
 
 __all__ = ["Hold", "needed", "trim"]
@@ -132,6 +132,10 @@ def needed(tables: Tables, spec: TableSpec, *, newest: int | None = None) -> int
                 replay = Checkpoint(tables.spark, f"{query.path}/{number}")
                 versions += _unlearnt(replay, spec, newest)
                 versions += _unread(replay) if spec is QUARANTINE else []
+        elif name == PUSHES:
+            if spec is RECOMMENDATIONS:
+                for target in query.list(""):
+                    versions += _unread(Checkpoint(tables.spark, f"{query.path}/{target}"))
         elif name != _HOLDS:
             versions += _unlearnt(query, spec, newest)
     return max(0, min(versions)) if versions else None
