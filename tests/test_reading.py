@@ -62,7 +62,7 @@ def test_lists_for_all_users_in_batch_equal_those_of_the_stream(folded, config, 
     folded.append(events_frame(bought("a", "u1", "i0"), bought("b", "new", "i7")), EVENTS)
     fold_once(folded, config)
     streamed = latest_lists(folded)
-    assert recommend_all(folded, 3) == 25
+    assert recommend_all(folded, config) == 25
     assert latest_lists(folded) == streamed
     rows = folded.read(RECOMMENDATIONS).where(f"events_version = {folded.version(EVENTS) + 1}")
     assert rows.count() == 25 + 2

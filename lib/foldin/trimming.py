@@ -132,7 +132,7 @@ def needed(tables: Tables, spec: TableSpec, *, newest: int | None = None) -> int
                 replay = Checkpoint(tables.spark, f"{query.path}/{number}")
                 versions += _unlearnt(replay, spec, newest)
                 versions += _unread(replay) if spec is QUARANTINE else []
-        elif name != _HOLDS:
+        elif not name.startswith("_"):
             versions += _unlearnt(query, spec, newest)
     return max(0, min(versions)) if versions else None
 
