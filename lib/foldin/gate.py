@@ -43,10 +43,10 @@ def check(tables: Tables, config: Config, model_version: str) -> bool:
         if registry.is_retired(model_version):
             raise RejectedModelError(str(error)) from error
         raise
-    if worse:
-        raise RejectedModelError(f"model {model_version} stays a candidate: {worse}")
     if (other := registry.newer_than(model_version, state)) is not None:
         raise RejectedModelError(f"model {model_version} does not come into force: it is older than {other}")
+    if worse:
+        raise RejectedModelError(f"model {model_version} stays a candidate: {worse}")
     return False
 
 
