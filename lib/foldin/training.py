@@ -73,12 +73,14 @@ def train(
         until: train on the events that were ingested before this moment, with a time zone.
 
     Raises:
-        ConfigError: `name` can name no model.
+        ConfigError: `name` can name no model; or `tune` and `until`, for a search looks at all events.
         EmptyTrainingCutError: no event carries a weight.
         FoldinError: two items share a 64-bit hash.
         LeaseError: another training with a name is under way.
         RejectedModelError: the model is a candidate, but must not serve.
     """
+    if tune and until is not None:
+        raise ConfigError("train --search looks at all events: it goes with no --until")
     if name is None:
         version = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         return _train(tables, cut_at(tables, until), config, version, None, activate=activate, force=force, tune=tune)

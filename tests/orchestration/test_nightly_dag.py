@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from nights import BAD, Airflow, Installation, Night
+from nights import BAD, PATIENCE, ROOT, Airflow, Installation, Night, environment
 
 pytestmark = pytest.mark.airflow
 
@@ -145,3 +146,49 @@ def test_what_may_pass_is_tried_again_and_what_a_person_must_mend_is_not(
     (line,) = night.told
     assert "recommend_all" in line
     assert line.endswith("exit code 2, wrong configuration")
+
+
+RENDER = """
+import sys
+from types import SimpleNamespace
+import pendulum
+sys.path.insert(0, sys.argv[1])
+from foldin_nightly import dag
+
+moment = pendulum.datetime(2026, 1, 2, 3)
+for kind, force in (("scheduled", False), ("backfill", False), ("backfill", True)):
+    run = SimpleNamespace(dag_id=dag.dag_id, logical_date=moment, run_after=moment, run_type=kind)
+    var = SimpleNamespace(value=SimpleNamespace(get=lambda name, default: default))
+    for task in dag.topological_sort():
+        context = {"dag_run": run, "params": {"force": force}, "var": var}
+        print(kind, force, task.task_id, " ".join(task.render_template(task.command, context).split()), sep=": ")
+"""
+
+
+def test_the_command_lines_are_those_of_the_nights_kind() -> None:
+    python = Airflow(Path()).command.with_name("python")
+    done = subprocess.run(
+        [python, "-c", RENDER, ROOT / "conf" / "orchestration" / "airflow"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(": ", 3) for line in done.stdout.splitlines() if line.startswith(("scheduled", "backfill"))]
+    found = {(kind, force == "True", task): command for kind, force, task, command in lines}
+    night = "20260102T030000Z"
+    command = ".venv/bin/python -m foldin"
+    assert [found["scheduled", False, task] for task in TASKS] == [
+        f"{command} status --json",
+        f".venv/bin/python jobs/train.py --no-activate --as {night} --until 2026-01-02T03:00:00+00:00",
+        f"{command} gate {night}",
+        f"{command} activate {night} --reason 'trained by foldin_nightly' --wait 60 --gated",
+        ".venv/bin/python jobs/recommend.py",
+        ".venv/bin/python jobs/maintain.py",
+    ]
+    assert found["backfill", False, "gate"] == f"{command} gate {night}"
+    assert found["backfill", False, "maintain"] == "echo later"
+    assert found["backfill", True, "gate"] == "echo forced"
+    assert not found["backfill", True, "await_adoption"].endswith("--gated")
