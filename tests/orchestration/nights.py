@@ -28,7 +28,7 @@ PATIENCE = 240
 JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 """A JVM that lives for some seconds: quick to start rather than quick later."""
 
-GOOD = ("judge.k=5", "judge.least_users=10", "judge.holdout=0.25")
+GOOD = ("judge.k=5", "judge.least_users=10", "judge.holdout=0.24")  # a little less than the late slices have
 BAD = ("train.reg_param=1000.0", "train.alpha=0.0001")  # all of its factors are next to nothing
 
 
@@ -106,10 +106,10 @@ class Installation:
         shutil.copytree(self.folder / "tables", to / "tables")
         return Installation(to, self.socket, self.moments)
 
-    def commands(self, *, warm: bool = True) -> tuple[str, str]:
+    def prefixes(self) -> tuple[str, str]:
         """What stands before a job's name, and before a command's."""
-        before = f"{sys.executable} {HERE / 'warm.py'} {self.socket} " if warm else f"{sys.executable} "
-        return f"{before}jobs/", f"{before}-m foldin"
+        before = f"{sys.executable} {HERE / 'warm.py'} {self.socket}"
+        return f"{before} jobs/", f"{before} -m foldin"
 
 
 @dataclass(frozen=True)
@@ -148,24 +148,26 @@ class Airflow:
         installation: Installation,
         moment: dt.datetime,
         *sets: str,
-        warm: bool = True,
         jobs: str | None = None,
-        conf: dict[str, Any] | None = None,
+        commands: str | None = None,
     ) -> Night:
-        """`airflow dags test foldin_nightly MOMENT`."""
+        """`airflow dags test foldin_nightly MOMENT`.
+
+        Args:
+            jobs, commands: what stands before their names; by default, what asks the warm process.
+        """
         alerts = installation.folder / "alerts"
         alerts.unlink(missing_ok=True)
         notifier = {"notifier": "told.ToFile", "file": str(alerts), "text": "{{ foldin_alert }}"}
-        prefixes = (jobs, jobs) if jobs is not None else installation.commands(warm=warm)
+        warm = installation.prefixes()
         variables = {
             "FOLDIN_HOME": str(ROOT),
-            "FOLDIN_JOBS": prefixes[0],
-            "FOLDIN_COMMANDS": prefixes[1],
+            "FOLDIN_JOBS": jobs or warm[0],
+            "FOLDIN_COMMANDS": commands or warm[1],
             "FOLDIN_OPTIONS": shlex.join(installation.settings(*sets)),
             "FOLDIN_ALERT": json.dumps([notifier]),
         }
-        more = ["--conf", json.dumps(conf)] if conf is not None else []
-        done = self._run(["dags", "test", "foldin_nightly", moment.isoformat(), *more], variables)
+        done = self._run(["dags", "test", "foldin_nightly", moment.isoformat()], variables)
         told = tuple(alerts.read_text().splitlines()) if alerts.exists() else ()
         return Night(done.returncode, done.stdout, self._tasks(), told)
 

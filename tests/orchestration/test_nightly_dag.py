@@ -35,9 +35,9 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
 def first(
     airflow: Airflow, ingested: Installation, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Installation, Night]:
-    """The night after the second slice, made by jobs that are processes of their own."""
+    """The night after the second slice."""
     installation = ingested.copy(tmp_path_factory.mktemp("first") / "installation")
-    return installation, airflow.night(installation, ingested.moments[1], warm=False)
+    return installation, airflow.night(installation, ingested.moments[1])
 
 
 def test_a_first_night_trains_on_what_was_there_and_brings_the_model_into_force(
@@ -95,7 +95,8 @@ def test_an_older_date_that_is_made_up_for_trains_on_what_was_there_then_and_doe
     installation = copy_of(first[0])
     before = installation.look()
     moment = installation.moments[0]
-    night = airflow.night(installation, moment)
+    # The commands are processes of their own here, as they are everywhere but in tests.
+    night = airflow.night(installation, moment, commands=f"{sys.executable} -m foldin")
     assert night.code == 0, night.output
     assert night.states() == KEPT
     after = installation.look()
@@ -136,7 +137,9 @@ def test_what_may_pass_is_tried_again_and_what_a_person_must_mend_is_not(
         "sys.exit(codes[min(made, len(codes) - 1)])\n"
     )
     installation = Installation(tmp_path, ingested.socket)
-    night = airflow.night(installation, ingested.moments[0], jobs=f"{sys.executable} {script} ")
+    night = airflow.night(
+        installation, ingested.moments[0], jobs=f"{sys.executable} {script} ", commands=f"{sys.executable} {script}"
+    )
     assert night.code != 0
     assert night.tasks["ingest_health"] == ("success", 1)  # no model yet
     assert night.tasks["train"] == ("success", 2)

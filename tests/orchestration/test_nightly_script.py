@@ -19,7 +19,7 @@ Copy = Callable[[Installation], Installation]
 
 
 def night(installation: Installation, *words: str, sets: tuple[str, ...] = ()) -> Night:
-    jobs, commands = installation.commands()
+    jobs, commands = installation.prefixes()
     done = subprocess.run(
         [str(SCRIPT), *words],
         env=environment(
