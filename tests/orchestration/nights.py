@@ -17,6 +17,7 @@ from typing import Any
 
 from warm import ask
 
+import quick
 from landing import event
 from world import ITEMS, SMALL
 
@@ -26,7 +27,7 @@ PATIENCE = 240
 """Seconds after which a wait has failed."""
 
 JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""A JVM that lives for some seconds: quick to start rather than quick later."""
+"""A JVM that lives for some seconds (not the warm one): quick to start rather than quick later."""
 
 GOOD = ("judge.k=5", "judge.least_users=10", "judge.holdout=0.24")  # a little less than the late slices have
 BAD = ("train.reg_param=1000.0", "train.alpha=0.0001")  # all of its factors are next to nothing
@@ -76,6 +77,7 @@ class Installation:
             "spark.master='local[2]'",
             "spark.conf.spark.driver.memory=1g",
             f"spark.conf.spark.sql.warehouse.dir={self.folder / 'warehouse'}",
+            *(f"spark.conf.{key}={value}" for key, value in quick.SETTINGS.items()),
             *SMALL,
             *GOOD,
             *sets,
@@ -210,7 +212,7 @@ def start_warm(folder: Path) -> tuple[Path, subprocess.Popen[bytes]]:
     process = subprocess.Popen(
         [sys.executable, str(HERE / "warm.py"), "serve", str(socket)],
         cwd=ROOT,
-        env=environment(),
+        env=environment(JDK_JAVA_OPTIONS=quick.JVM),
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
