@@ -1,6 +1,6 @@
 """The night of a foldin installation: ingest health, train, gate, adoption, lists, upkeep.
 
-Put this file into Airflow's folder of DAGs (Airflow 3). It imports nothing of foldin: each task runs a job as a
+Put this file into Airflow's folder of DAGs (3.3 or newer). It imports nothing of foldin: each task runs a job as a
 process, and its exit code says what becomes of the task. A model is named after the logical date of its run, so a run
 that is made again goes on where the first one ended; a run for an old date trains on what had been ingested by then.
 
