@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
 from argparse import BooleanOptionalAction
 
@@ -10,15 +11,27 @@ from foldin.training import train
 
 
 def nightly(job: Job) -> None:
+    wanted = job.options
     trained = train(
-        job.tables, job.config, activate=job.options.activate, force=job.options.force, tune=job.options.search
+        job.tables,
+        job.config,
+        activate=wanted.activate,
+        force=wanted.force,
+        tune=wanted.search,
+        name=wanted.name,
+        until=wanted.until,
     )
-    waits = " (the stream is still adopting it)" if job.options.activate else ""
-    state = "active" if trained.active else f"candidate{waits}"
+    waits = "the stream is still adopting it" if wanted.activate else "left as it is" if trained.again else "candidate"
     print(
-        f"model {trained.model_version}: {trained.events:,} events, {trained.users:,} users, {trained.items:,} items, "
-        f"parity {trained.parity:.1e}, {trained.seconds:.1f} s, {state}"
+        f"model {trained.model_version}{' is there already' if trained.again else ''}: {trained.events:,} events, "
+        f"{trained.users:,} users, {trained.items:,} items, parity {trained.parity:.1e}, {trained.seconds:.1f} s, "
+        f"{'active' if trained.active else waits}"
     )
+
+
+def moment(text: str) -> dt.datetime:
+    at = dt.datetime.fromisoformat(text)
+    return at if at.tzinfo is not None else at.replace(tzinfo=dt.UTC)
 
 
 if __name__ == "__main__":
@@ -31,5 +44,11 @@ if __name__ == "__main__":
     )
     options.add_argument(
         "--search", action="store_true", help="find settings first, within the budget of [search]; needs Optuna"
+    )
+    options.add_argument(
+        "--as", dest="name", metavar="NAME", help="of the model; one that is there already is not trained again"
+    )
+    options.add_argument(
+        "--until", type=moment, metavar="TIME", help="train on what was ingested before (ISO 8601, UTC)"
     )
     sys.exit(run_job(nightly, options))

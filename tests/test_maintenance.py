@@ -13,7 +13,8 @@ import pytest
 from pyspark.sql.types import StructType
 
 from foldin.compaction import compact
-from foldin.errors import MissingModelError, StateMismatchError
+from foldin.errors import LeaseError, MissingModelError, StateMismatchError
+from foldin.leases import Lease
 from foldin.lineage import lineage
 from foldin.maintenance import look_after, maintain, retention_hours
 from foldin.publishing import Publisher
@@ -89,6 +90,12 @@ def test_the_model_that_the_streams_last_batch_had_pinned_is_kept(folded, make_c
     assert pinned in versions_in(folded, ITEM_FACTORS)
     fold_once(folded, config)  # an empty batch, of the merge: under the new model
     assert maintain(folded, config).retired == (pinned,)
+
+
+def test_a_second_maintenance_beside_the_first_is_refused(folded, config):
+    with Lease.of_job(folded, "maintain", 30), pytest.raises(LeaseError, match="is in use by process"):
+        maintain(folded, config)
+    maintain(folded, config)
 
 
 def aged(folder: Path, hours: float) -> None:

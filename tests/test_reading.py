@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from foldin.errors import MissingModelError, UnknownItemError
+from foldin.compaction import compact
+from foldin.errors import LeaseError, MissingModelError, UnknownItemError
+from foldin.leases import Lease
 from foldin.reading import (
     latest_recommendations,
     latest_user_factors,
@@ -62,10 +64,29 @@ def test_lists_for_all_users_in_batch_equal_those_of_the_stream(folded, config, 
     folded.append(events_frame(bought("a", "u1", "i0"), bought("b", "new", "i7")), EVENTS)
     fold_once(folded, config)
     streamed = latest_lists(folded)
-    assert recommend_all(folded, 3) == 25
+    assert recommend_all(folded, config) == 25
     assert latest_lists(folded) == streamed
     rows = folded.read(RECOMMENDATIONS).where(f"events_version = {folded.version(EVENTS) + 1}")
     assert rows.count() == 25 + 2
+
+
+def test_lists_that_are_there_are_not_made_again_unless_the_events_the_length_or_a_person_ask_for_it(
+    folded, config, make_config, events_frame
+):
+    folded.append(events_frame(bought("b", "u1", "i0")), EVENTS)
+    assert recommend_all(folded, config) == 24
+    assert compact(folded, EVENTS)[0] > 1  # moves rows, and brings none
+    rows = folded.read(RECOMMENDATIONS).count()
+    assert recommend_all(folded, config) is None
+    assert folded.read(RECOMMENDATIONS).count() == rows
+    assert recommend_all(folded, make_config("recommend.top_n=2")) == 24
+    assert recommend_all(folded, config) == 24
+    folded.append(events_frame(bought("a", "new", "i0")), EVENTS)
+    assert recommend_all(folded, config) == 25
+    assert recommend_all(folded, config) is None
+    assert recommend_all(folded, config, force=True) == 25
+    with Lease.of_job(folded, "recommend", 30), pytest.raises(LeaseError, match="is in use by process"):
+        recommend_all(folded, config)
 
 
 def test_only_the_active_model_is_read(world, config):

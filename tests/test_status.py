@@ -90,6 +90,10 @@ def test_a_stream_shows_its_last_batch_and_what_waits_even_when_it_is_dead(world
     assert stream.waiting_files == 1
     assert stream.lag_seconds > 0
     assert late.exit_code == 9
+    world.append(world.spark.createDataFrame([("q", 1, 5, 1, 1, 1, None)], INGEST_LOG.schema), INGEST_LOG)
+    lost = health(world, make_config("alarm.lag_seconds=0.001"))
+    assert lost.exit_code == 5  # weighs more than an alarm
+    assert (5, "ingest_log: 105 rows in are not 98 events + 3 quarantined + 2 duplicates") in lost.problems
     lines = render(late).splitlines()
     assert max(len(line) for line in lines) <= 100
     assert any(line.startswith("! fold_in: lag_seconds = ") for line in lines)

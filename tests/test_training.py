@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from pyspark.sql import functions as F
 
+from foldin.fitting import EmptyTrainingCutError, fit
 from foldin.histories import histories, slim, user_strengths
 from foldin.publishing import Publisher
 from foldin.reading import latest_user_factors
 from foldin.registry import Registry
 from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, STRENGTHS, USER_FACTORS, Position
-from foldin.training import EmptyTrainingCutError, fit, train
+from foldin.training import train
 from world import assert_same_vectors, bought, initial_rows, latest_lists, latest_vectors, vectors
 
 

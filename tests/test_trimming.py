@@ -190,7 +190,7 @@ def test_a_training_holds_its_cut_until_its_model_is_in_force(folded, config, mo
         return True
 
     cut = folded.version(EVENTS)
-    monkeypatch.setattr("foldin.training.bring_into_force", looked)
+    monkeypatch.setattr("foldin.gate.bring_into_force", looked)
     Checkpoint(folded.spark, folded.path("_checkpoints")).delete("fold_in")
     train(folded, config)
     assert seen == [cut]

@@ -1,4 +1,4 @@
-"""Do the locks hold a version that pyproject.toml (or audit.in) allows, for each package that it names?
+"""Do the locks hold a version that pyproject.toml (or an .in file) allows, for each package that it names?
 
 Needs no network, and so sees less than `make lock`: what the named packages need in their turn is
 not followed.
@@ -26,7 +26,7 @@ def locked_versions(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def complaints(lock: Path, requirements: list[str], *, by: str = "pyproject.toml") -> list[str]:
+def complaints(lock: Path, requirements: list[str], source: str = "pyproject.toml") -> list[str]:
     """One line for each requirement that the lock does not meet."""
     locked = locked_versions(lock)
     lines = []
@@ -34,7 +34,7 @@ def complaints(lock: Path, requirements: list[str], *, by: str = "pyproject.toml
         versions = locked.get(canonicalize_name(requirement.name), [])
         if not versions or not all(requirement.specifier.contains(v, True) for v in versions):
             has = f"has {', '.join(versions)}" if versions else "lacks it"
-            lines.append(f"{lock.relative_to(ROOT)} {has}: {by} wants {requirement}")
+            lines.append(f"{lock.relative_to(ROOT)} {has}: {source} wants {requirement}")
     return lines
 
 
@@ -46,8 +46,9 @@ def main() -> int:
     found = complaints(FOLDER / "requirements.lock", [*project["build-system"]["requires"], *base, *extras["dev"]])
     if (FOLDER / "bench.lock").exists():
         found += complaints(FOLDER / "bench.lock", extras["bench"])
-    named = [line for line in (FOLDER / "audit.in").read_text().splitlines() if line and not line.startswith("#")]
-    found += complaints(FOLDER / "audit.lock", named, by="audit.in")
+    for name in ("audit", "airflow"):
+        named = [line for line in (FOLDER / f"{name}.in").read_text().splitlines() if line and not line.startswith("#")]
+        found += complaints(FOLDER / f"{name}.lock", named, f"conf/dev/{name}.in")
     for line in found:
         print(f"{line}; make lock remakes it", file=sys.stderr)
     return 1 if found else 0

@@ -1,5 +1,7 @@
 """Make .venv what the locks say, and do nothing when it already is: `make setup`.
 
+`--apart NAME` makes .venv-NAME from conf/dev/NAME.lock alone, without foldin: for what must not share its packages.
+
 The locked packages are fetched once, by pip and so by the user's own configuration of pip, into a
 folder of wheels that all checkouts of this user share (`$FOLDIN_CACHE/wheels`, by default
 `~/.cache/foldin/wheels`). Every set-up installs from there without the network, and pip compares
@@ -40,10 +42,7 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
-STAMP = VENV / "foldin-stamp.json"
-LOCK = ROOT / "conf" / "dev" / "requirements.lock"
+FOLDER = ROOT / "conf" / "dev"
 
 # Needed while pip looks into a source archive; fetched and installed before the others.
 BUILD_TOOLS = {"setuptools"}
@@ -51,6 +50,29 @@ BUILD_TOOLS = {"setuptools"}
 
 class SetupError(Exception):
     """The set-up cannot go on; the message is for the person who typed `make`."""
+
+
+@dataclass(frozen=True)
+class Venv:
+    """A virtual environment of this checkout: its folder, its first lock, and whether foldin itself is in it."""
+
+    folder: Path
+    lock: Path
+    has_foldin: bool
+
+    @classmethod
+    def of(cls, apart: str | None) -> Venv:
+        if apart is None:
+            return cls(ROOT / ".venv", FOLDER / "requirements.lock", True)
+        return cls(ROOT / f".venv-{apart}", FOLDER / f"{apart}.lock", False)
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def stamp(self) -> Path:
+        return self.folder / "foldin-stamp.json"
 
 
 # --- locks of packages ---------------------------------------------------------------------------
@@ -108,8 +130,8 @@ def file_digest(path: Path) -> str:
 class Wheelhouse:
     """The wheels that all checkouts of this user share."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, venv: Venv) -> None:
+        self.folder, self.venv = folder, venv
         self.wheels = folder / "wheels"
         self.wheels.mkdir(parents=True, exist_ok=True)
 
@@ -141,9 +163,10 @@ class Wheelhouse:
             say(f"fetching {count} into {self.wheels}{size}")
             (work / "lock.txt").write_text(self.requirements(missing))
             # Wheels are built with the locked tools of .venv; a lock without tools (that of the
-            # benchmarks) lets pip fetch what an archive asks for.
+            # benchmarks, or of Airflow) lets pip fetch what an archive asks for.
             has_tools = any(pin.name in BUILD_TOOLS for pin in pins)
             pip(
+                self.venv,
                 "wheel",
                 "--quiet",
                 "--no-deps",
@@ -206,16 +229,17 @@ def replace(path: Path, content: str) -> None:
 
 
 def pip(
+    venv: Venv,
     *arguments: str,
     temporary: Path | None = None,
     locks: Sequence[int] = (),
     isolated: bool = False,
 ) -> None:
-    """Run .venv's pip without a word; its own words are the message if it fails."""
+    """Run the environment's pip without a word; its own words are the message if it fails."""
     environment = dict(os.environ, PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_NO_INPUT="1")
     if temporary is not None:  # pyspark takes 1.5 GB, which a small /tmp does not have
         environment["TMPDIR"] = str(temporary)
-    command = [str(PYTHON), "-I", "-m", "pip", *(["--isolated"] if isolated else []), *arguments]
+    command = [str(venv.python), "-I", "-m", "pip", *(["--isolated"] if isolated else []), *arguments]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -239,6 +263,7 @@ def install(pins: Sequence[Pin], house: Wheelhouse, locks: Sequence[int]) -> Non
         requirements = Path(name) / "lock.txt"
         requirements.write_text(house.requirements(pins))
         pip(
+            house.venv,
             "install",
             "--quiet",
             "--no-deps",
@@ -254,7 +279,7 @@ def install(pins: Sequence[Pin], house: Wheelhouse, locks: Sequence[int]) -> Non
 
 
 def install_or_fetch(pins: Sequence[Pin], house: Wheelhouse, lock: int) -> None:
-    say(f"installing {len(pins)} locked packages into .venv")
+    say(f"installing {len(pins)} locked packages into {house.venv.folder.name}")
     with contextlib.suppress(SetupError):
         return install(pins, house, [lock])
     with exclusive(house.folder / "lock") as (cache_lock, waited):
@@ -275,10 +300,10 @@ def install_or_fetch(pins: Sequence[Pin], house: Wheelhouse, lock: int) -> None:
     return install(pins, house, [lock])
 
 
-def make_venv(lock: int) -> None:
-    say(f"making .venv with Python {version()} ({sys.executable})")
+def make_venv(venv: Venv, lock: int) -> None:
+    say(f"making {venv.folder.name} with Python {version()} ({sys.executable})")
     done = subprocess.run(
-        [sys.executable, "-I", "-m", "venv", "--clear", str(VENV)],
+        [sys.executable, "-I", "-m", "venv", "--clear", str(venv.folder)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -289,28 +314,28 @@ def make_venv(lock: int) -> None:
         raise SetupError(f"{sys.executable} -m venv failed: {' '.join(done.stdout.split())}")
 
 
-def set_up(extra: Sequence[Path], python_is_asked_for: bool) -> None:
-    """Bring .venv to the state that the locks and pyproject.toml describe."""
-    paths = [LOCK, *extra]
+def set_up(venv: Venv, extra: Sequence[Path], python_is_asked_for: bool) -> None:
+    """Bring an environment to the state that the locks and pyproject.toml describe."""
+    paths = [venv.lock, *extra]
     for path in paths:
         if not path.is_file():
             raise SetupError(f"{path.relative_to(ROOT)} is missing: make lock makes it")
     wanted: dict[str, Any] = {
         "root": str(ROOT),
         "python": version(),
-        "project": project_digest(),
+        "project": project_digest() if venv.has_foldin else None,
         "locks": {path.name: lock_digest(path) for path in paths},
     }
-    if fits(read_stamp(), wanted, python_is_asked_for):
+    if fits(venv, read_stamp(venv), wanted, python_is_asked_for):
         return
     with exclusive(ROOT) as (lock, _):
-        stamp = read_stamp()
-        if fits(stamp, wanted, python_is_asked_for):
+        stamp = read_stamp(venv)
+        if fits(venv, stamp, wanted, python_is_asked_for):
             return
-        house = Wheelhouse(cache_folder())
-        STAMP.unlink(missing_ok=True)
-        if not usable(stamp, wanted, python_is_asked_for):
-            make_venv(lock)
+        house = Wheelhouse(cache_folder(), venv)
+        venv.stamp.unlink(missing_ok=True)
+        if not usable(venv, stamp, wanted, python_is_asked_for):
+            make_venv(venv, lock)
             stamp = {**wanted, "project": None, "locks": {}}
         for path in paths:
             if stamp["locks"].get(path.name) != wanted["locks"][path.name]:
@@ -319,6 +344,7 @@ def set_up(extra: Sequence[Path], python_is_asked_for: bool) -> None:
         if stamp["project"] != wanted["project"]:
             say("installing foldin itself, editable")
             pip(
+                venv,
                 "install",
                 "--quiet",
                 "--no-index",
@@ -328,33 +354,33 @@ def set_up(extra: Sequence[Path], python_is_asked_for: bool) -> None:
                 locks=[lock],
                 isolated=True,
             )
-        replace(STAMP, json.dumps({**stamp, "project": wanted["project"]}, indent=1))
+        replace(venv.stamp, json.dumps({**stamp, "project": wanted["project"]}, indent=1))
         say("ready")
 
 
-def read_stamp() -> dict[str, Any] | None:
+def read_stamp(venv: Venv) -> dict[str, Any] | None:
     try:
-        stamp = json.loads(STAMP.read_text())
+        stamp = json.loads(venv.stamp.read_text())
     except (OSError, json.JSONDecodeError):
         return None
     return stamp if isinstance(stamp, dict) else None
 
 
-def usable(stamp: dict[str, Any] | None, wanted: dict[str, Any], same_python: bool) -> bool:
-    """Whether .venv is whole and only lacks something, so that it need not be made anew."""
+def usable(venv: Venv, stamp: dict[str, Any] | None, wanted: dict[str, Any], same_python: bool) -> bool:
+    """Whether the environment is whole and only lacks something, so that it need not be made anew."""
     return (
         stamp is not None
         and stamp.get("root") == wanted["root"]
         and (stamp.get("python") == wanted["python"] or not same_python)
-        and stamp.get("locks", {}).get(LOCK.name) == wanted["locks"][LOCK.name]
-        and PYTHON.exists()  # a link to nowhere when that Python was removed
+        and stamp.get("locks", {}).get(venv.lock.name) == wanted["locks"][venv.lock.name]
+        and venv.python.exists()  # a link to nowhere when that Python was removed
     )
 
 
-def fits(stamp: dict[str, Any] | None, wanted: dict[str, Any], same_python: bool) -> bool:
+def fits(venv: Venv, stamp: dict[str, Any] | None, wanted: dict[str, Any], same_python: bool) -> bool:
     return (
         stamp is not None
-        and usable(stamp, wanted, same_python)
+        and usable(venv, stamp, wanted, same_python)
         and stamp.get("project") == wanted["project"]
         and wanted["locks"].items() <= stamp["locks"].items()
     )
@@ -415,12 +441,14 @@ def prerequisites() -> ModuleType:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Make .venv what the locks say.")
     parser.add_argument("--with", dest="extra", action="append", default=[], metavar="LOCK")
+    parser.add_argument("--apart", metavar="NAME", help="make .venv-NAME from conf/dev/NAME.lock instead")
     options = parser.parse_args()
     check = prerequisites()
     try:
         check.check_prerequisites()
         check.check_venv()
-        set_up([Path(name).resolve() for name in options.extra], bool(os.environ.get("PYTHON")))
+        extra = [Path(name).resolve() for name in options.extra]
+        set_up(Venv.of(options.apart), extra, bool(os.environ.get("PYTHON")))
     except check.PrerequisiteError as missing:
         print(missing, file=sys.stderr)
         return 1

@@ -49,6 +49,16 @@ def main(argv: list[str] | None = None) -> int:
     _add_settings(activate)
     activate.add_argument("version")
     activate.add_argument("--reason", default="by hand", help="for the log of models")
+    activate.add_argument("--gated", action="store_true", help="not if it is judged worse, or older, than what serves")
+    activate.add_argument(
+        "--wait",
+        type=float,
+        metavar="MINUTES",
+        help="for the running stream to adopt it (train.adoption_minutes)",
+    )
+    gate = commands.add_parser("gate", help="may a version come into force by itself? It writes nothing")
+    _add_settings(gate)
+    gate.add_argument("version")
     size = commands.add_parser("size", help="cores, memory, disks and settings for so many events, users and items")
     size.add_argument("--events-per-second", type=float, required=True, metavar="N", help="in the busiest hour")
     size.add_argument("--users", type=int, required=True, metavar="N")
@@ -63,7 +73,14 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     setup_logging()
     try:
-        run = {"demo": _demo, "status": _status, "models": _models, "activate": _activate, "size": _size}
+        run = {
+            "demo": _demo,
+            "status": _status,
+            "models": _models,
+            "gate": _gate,
+            "activate": _activate,
+            "size": _size,
+        }
         return run[options.command](options)
     except FoldinError as error:
         print(f"foldin: {hide(str(error))}", file=sys.stderr)
@@ -123,12 +140,27 @@ def _models(options: argparse.Namespace) -> int:
     return 0
 
 
-def _activate(options: argparse.Namespace) -> int:
-    from foldin.adoption import bring_into_force
+def _gate(options: argparse.Namespace) -> int:
+    from foldin.gate import check
 
     with _opened(options, create=False) as (tables, config):
-        seconds = config.train.adoption_minutes * 60
-        done = bring_into_force(tables, config, options.version, reason=options.reason, wait=seconds)
+        in_force = check(tables, config, options.version)
+    print(f"model {options.version} {'is in force' if in_force else 'may come into force'}")
+    return 0
+
+
+def _activate(options: argparse.Namespace) -> int:
+    from foldin.adoption import bring_into_force
+    from foldin.gate import admit
+
+    if options.wait is not None:
+        options.sets.append(f"train.adoption_minutes={options.wait}")
+    with _opened(options, create=False) as (tables, config):
+        if options.gated:
+            done = admit(tables, config, options.version, reason=options.reason)
+        else:
+            wait = config.train.adoption_minutes * 60
+            done = bring_into_force(tables, config, options.version, reason=options.reason, wait=wait)
     print(f"model {options.version} {'is in force' if done else 'is still being adopted by the stream'}")
     return 0 if done else 1
 

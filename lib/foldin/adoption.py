@@ -59,7 +59,7 @@ def last_adopted(checkpoint: Checkpoint) -> Adopted | None:
 def bring_into_force(
     tables: Tables, config: Config, model_version: str, *, reason: str, wait: float = 0.0, newer: bool = False
 ) -> bool:
-    """Promote a version, or have the running stream do so; True once it is in force.
+    """Promote a version, or have the running stream do so; True once it is in force, also if it was before.
 
     Args:
         wait: seconds to wait for the stream; it goes on beyond them.
@@ -88,6 +88,9 @@ def _bring_into_force(publisher: Publisher, model_version: str, *, reason: str, 
     tables, registry = publisher.tables, publisher.registry
     checkpoint = Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in"))
     before = registry.read()
+    active = before.promotion
+    if active is not None and active.model_version == model_version and before.asked is None:
+        return True
     if newer and (other := registry.newer_than(model_version, before)) is not None:
         why = f"it is older than {other}, which is {'asked for' if other == before.asked else 'active'}"
         registry.refuse(model_version, reason=why, expected=before)
@@ -95,8 +98,11 @@ def _bring_into_force(publisher: Publisher, model_version: str, *, reason: str, 
     if not stream_runs(tables):
         publisher.activate(model_version, reason=reason, expected=before)
         return True
-    request = registry.ask_for(model_version, reason=reason, expected=before)
-    log.info("asked the stream (%s) to adopt model %s", holder_of(checkpoint), model_version)
+    if before.asked != model_version:
+        request = registry.ask_for(model_version, reason=reason, expected=before)
+        log.info("asked the stream (%s) to adopt model %s", holder_of(checkpoint), model_version)
+    else:  # by somebody whose patience was over: waited for again
+        request = active.sequence + 1 if active is not None else 0
     deadline = time.monotonic() + wait
     while (state := registry.state()).asked == model_version:
         if time.monotonic() > deadline:

@@ -41,6 +41,7 @@ class Commit:
             (OPTIMIZE), or changes some: a stream skips such a commit.
         rows: rows written, as the writer counted them.
         at: the writer's clock, seconds since the epoch.
+        changes: it removes or rewrites rows that were there.
     """
 
     version: int
@@ -49,6 +50,7 @@ class Commit:
     files: tuple[AppendedFile, ...] = ()
     rows: int = 0
     at: float = 0.0
+    changes: bool = False
 
     @property
     def bytes(self) -> int:
@@ -134,7 +136,7 @@ def parse_commit(version: int, text: str, location: str) -> Commit:
             files.append(AppendedFile(_uri(location, action["add"]["path"]), int(action["add"]["size"])))
         elif "remove" in action and action["remove"]["dataChange"]:
             changes = True
-    return Commit(version, metadata, transactions, () if changes else tuple(files), rows, at)
+    return Commit(version, metadata, transactions, () if changes else tuple(files), rows, at, changes)
 
 
 def _uri(location: str, path: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from pyspark.sql import DataFrame
@@ -76,6 +77,15 @@ class Judgement:
             for name, score in self.scores.items()
         }
         return asdict(self) | {"scores": scores}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Judgement:
+        """The inverse of `to_dict`."""
+        scores = {
+            name: Score(**{key: math.nan if value is None else value for key, value in score.items()})
+            for name, score in data["scores"].items()
+        }
+        return cls(**{**data, "scores": scores})
 
     def verdict(self, margin: float, least_users: int) -> str:
         """Why the candidate must not serve; "" if it may.

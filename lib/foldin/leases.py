@@ -1,4 +1,4 @@
-"""One process a checkpoint: a lease that its holder renews, and that outlives a killed holder only for its term.
+"""One process a checkpoint or a job: a lease that its holder renews, and that outlives a killed holder for its term.
 
 Two queries over one checkpoint would fold the same batch at once. The lease is a folder beside the checkpoint's
 files. A holder creates the file of the next generation (of two that try, one succeeds), then renews by
@@ -29,6 +29,7 @@ from typing import Any
 
 from foldin.checkpoints import Checkpoint
 from foldin.errors import LeaseError
+from foldin.tables import Tables
 
 __all__ = ["Holder", "Lease", "holder_of"]
 
@@ -159,6 +160,12 @@ class Lease:
         self._thread.join(self.term)
         if self._lost is None:
             self.checkpoint.create(f"{_FOLDER}/{self._generation}-released", "")
+
+    @classmethod
+    def of_job(cls, tables: Tables, job: str, term: float) -> Lease:
+        """Of a job without a checkpoint that must not run twice at once on the same tables."""
+        # `_jobs`: no query can be named so.
+        return cls(Checkpoint(tables.spark, tables.path("_checkpoints", "_jobs", job)), term)
 
     def check(self) -> None:
         """Still the holder?

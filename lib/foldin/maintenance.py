@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,12 +23,13 @@ from foldin.commits import CommitLog
 from foldin.compaction import compact
 from foldin.config import Config
 from foldin.errors import FoldinError, reason_of
+from foldin.leases import Lease
 from foldin.registry import PromotionConflictError, Registry
 from foldin.schemas import ITEM_FACTORS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
 from foldin.tables import Tables
 from foldin.trimming import trim
 
-__all__ = ["Maintained", "look_after", "maintain", "retention_hours"]
+__all__ = ["Maintained", "drop_models", "look_after", "maintain", "retention_hours"]
 
 log = logging.getLogger("foldin.maintain")
 
@@ -62,14 +64,16 @@ def maintain(tables: Tables, config: Config) -> Maintained:
     """Bring the tables' schemas up to date, retire old models, merge small files, delete dead ones.
 
     Raises:
+        LeaseError: another process does so.
         StateMismatchError: a column of a table has a type that this foldin does not know there.
     """
-    upgraded = [name for spec in TABLES for name in tables.upgrade(spec)]
-    retired = _retire(tables, config.maintain.keep_models)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:  # most of it is waiting for logs
-        done = dict(
-            zip((spec.name for spec in TABLES), pool.map(partial(look_after, tables, config), TABLES), strict=True)
-        )
+    with Lease.of_job(tables, "maintain", config.fold_in.lease_seconds):
+        upgraded = [name for spec in TABLES for name in tables.upgrade(spec)]
+        retired = _retire(tables, config.maintain.keep_models)
+        with ThreadPoolExecutor(_AT_ONCE) as pool:  # most of it is waiting for logs
+            done = dict(
+                zip((spec.name for spec in TABLES), pool.map(partial(look_after, tables, config), TABLES), strict=True)
+            )
     files = {name: merged for name, (merged, _) in done.items()}
     retention = {name: hours for name, (_, hours) in done.items()}
     return Maintained(tuple(upgraded), retired, files, retention)
@@ -137,13 +141,17 @@ def _retire(tables: Tables, keep: int) -> tuple[str, ...]:
             log.info("model %s is not retired now: %s", model_version, error)
             old.remove(model_version)
     # Also those of a run that was killed between the two steps.
-    gone = [*old, *(row.model_version for row in standing if row.status == "retired")]
+    drop_models(tables, [*old, *(row.model_version for row in standing if row.status == "retired")])
+    return tuple(old)
+
+
+def drop_models(tables: Tables, gone: Sequence[str]) -> None:
+    """Drop what the tables hold of some versions, to which nobody appends (any more)."""
     for spec in _MODEL_TABLES:
-        left = tables.read(spec).where(F.col("model_version").isin(gone)).select("model_version").distinct().collect()
+        left = tables.read(spec).where(F.col("model_version").isin(*gone)).select("model_version").distinct().collect()
         for row in left:
             with tables.locked(spec):
                 tables.spark.sql(f"delete from {tables.name(spec)} where model_version = '{_quoted(row[0])}'")
-    return tuple(old)
 
 
 def _pinned(tables: Tables) -> set[str]:

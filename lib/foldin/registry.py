@@ -291,7 +291,7 @@ class Registry:
         while not self._taken(row, expected.turn + 1):
             now = self.read()
             same = (now.promotion, now.asked) == (expected.promotion, expected.asked) and now.turn > expected.turn
-            if not same or (row["status"] != "retired" and self._is_retired(row["model_version"])):
+            if not same or (row["status"] != "retired" and self.is_retired(row["model_version"])):
                 raise PromotionConflictError(
                     f"model {row['model_version']} was not {done}: turn {expected.turn + 1} was taken by somebody else"
                 )
@@ -316,7 +316,8 @@ class Registry:
         taken = self.tables.read(MODELS).where(F.col("sequence") == sequence).first()
         return taken is not None and token in taken["reason"]
 
-    def _is_retired(self, model_version: str) -> bool:
+    def is_retired(self, model_version: str) -> bool:
+        """Whether a version's factors and lists are gone, or about to go."""
         rows = self.tables.read(MODELS).where(
             (F.col("model_version") == model_version) & (F.col("status") == "retired")
         )

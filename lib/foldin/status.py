@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from foldin.backlog import DeltaBacklog, Waiting
 from foldin.checkpoints import Checkpoint
 from foldin.config import Config
-from foldin.errors import AlarmError, MissingModelError
+from foldin.errors import AccountingError, AlarmError, MissingModelError
 from foldin.leases import holder_of
 from foldin.schemas import EVENTS, INGEST_LOG, METRICS, MODELS, QUARANTINE, TABLES, Position
 from foldin.tables import Tables
@@ -32,6 +32,8 @@ __all__ = [
 
 BATCHES = 100
 """Freshness and throughput of a stream are of its last micro-batches, this many."""
+
+_BY_WEIGHT = (AccountingError.exit_code, AlarmError.exit_code, MissingModelError.exit_code)
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,9 @@ class Health:
 
     @property
     def exit_code(self) -> int:
-        """0: healthy; 9: a limit of `[alarm]` is broken; 3: no model is active."""
-        return max((code for code, _ in self.problems), default=0)
+        """0: healthy; 5: the account does not add up; 9: a limit of `[alarm]` is broken; 3: no model is active."""
+        found = {code for code, _ in self.problems}
+        return next((code for code in _BY_WEIGHT if code in found), 0)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times in ISO 8601."""
@@ -178,7 +181,7 @@ def health(tables: Tables, config: Config) -> Health:
         model=active,
         candidates=tuple(model for model in models if model.status in ("candidate", "requested")),
         streams=streams,
-        problems=tuple(_problems(active, streams, config)),
+        problems=tuple(_problems(account, active, streams, config)),
     )
 
 
@@ -213,8 +216,16 @@ def freshness_of(batches: Sequence[tuple[int, float, float, float]]) -> tuple[fl
     return found[0], found[1], found[2]
 
 
-def _problems(active: ModelHealth | None, streams: Sequence[StreamHealth], config: Config) -> list[tuple[int, str]]:
+def _problems(
+    account: AccountHealth | None, active: ModelHealth | None, streams: Sequence[StreamHealth], config: Config
+) -> list[tuple[int, str]]:
     problems = []
+    if account is not None and not account.adds_up:
+        text = (
+            f"ingest_log: {account.rows_in:,} rows in are not {account.events:,} events + "
+            f"{account.quarantined:,} quarantined + {account.duplicates:,} duplicates"
+        )
+        problems.append((AccountingError.exit_code, text))
     for stream in streams:
         judged = [("lag_seconds", stream.lag_seconds, config.alarm.lag_seconds)]
         if stream.query == "fold_in":  # as its own alarm does

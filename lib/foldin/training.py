@@ -5,37 +5,36 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import re
 import secrets
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
-from pyspark.ml.recommendation import ALS, ALSModel
-from pyspark.sql import DataFrame, Row, Window
+from pyspark.sql import DataFrame, Row
 from pyspark.sql import functions as F
 
-import foldin
-from foldin.adoption import bring_into_force
 from foldin.config import Config
-from foldin.errors import ConfigError, FoldinError, MissingModelError, RejectedModelError
-from foldin.histories import HistoryDefinition, histories, slim, user_strengths
+from foldin.cuts import Cut, cut_at
+from foldin.errors import ConfigError, FoldinError, MissingModelError
+from foldin.fitting import EmptyTrainingCutError, fit_events, model_of
+from foldin.gate import admit
+from foldin.histories import HistoryDefinition
 from foldin.judging import Contender, Judgement, judge_model, sides, split_time
+from foldin.leases import Lease
+from foldin.maintenance import drop_models
 from foldin.publishing import Publisher
-from foldin.registry import Model, Registry, assemble
-from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, STRENGTHS, USER_FACTORS, Position
+from foldin.registry import Model, Registry
+from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, USER_FACTORS, Position
 from foldin.search import as_toml, search
 from foldin.shipping import TRIAL
 from foldin.tables import Tables
 from foldin.trimming import Hold
 
-__all__ = ["EmptyTrainingCutError", "Trained", "fit", "model_of", "train"]
+__all__ = ["Trained", "train"]
 
 log = logging.getLogger("foldin.train")
 
-
-class EmptyTrainingCutError(FoldinError):
-    """There is nothing to train on."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -50,141 +49,92 @@ class Trained:
     seconds: float
     active: bool
     """False for a candidate, and for one that the stream is still adopting."""
+    again: bool = False
+    """It was there already, under the name that was asked for: nothing was trained."""
 
 
-def fit(strengths: DataFrame, config: Config, checkpoint_dir: str) -> tuple[ALSModel, DataFrame, DataFrame]:
-    """MLlib ALS on (user_id, item, strength).
-
-    Returns:
-        the fitted model, and the maps (user_id, user) and (item, item_index) of its int32 ids, which number users and
-        items in their own order: the same strengths give the same ids.
-    """
-    users = strengths.select("user_id").distinct()
-    users = users.withColumn("user", F.row_number().over(Window.orderBy("user_id")) - 1).persist()
-    items = strengths.select("item").distinct()
-    items = items.withColumn("item_index", F.row_number().over(Window.orderBy("item")) - 1).persist()
-    ratings = strengths.join(users, "user_id").join(items, "item").select("user", "item_index", "strength")
-    settings = config.train
-    # Without a checkpoint directory MLlib's checkpointInterval does nothing and the lineage grows.
-    ratings.sparkSession.sparkContext.setCheckpointDir(checkpoint_dir)
-    als = ALS(
-        rank=settings.rank,
-        maxIter=settings.iterations,
-        regParam=settings.reg_param,
-        alpha=settings.alpha,
-        implicitPrefs=settings.mode == "implicit",
-        nonnegative=settings.nonnegative,
-        seed=settings.seed,
-        numUserBlocks=settings.blocks,
-        numItemBlocks=settings.blocks,
-        userCol="user",
-        itemCol="item_index",
-        ratingCol="strength",
-        checkpointInterval=10,
-    )
-    return als.fit(ratings), users, items
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    """MLlib's model of some events, and what it was made of; `caches` holds the frames that are kept for it."""
-
-    model: ALSModel
-    users: DataFrame
-    histories: DataFrame
-    item_rows: DataFrame
-    row: dict[str, Any]
-    """What `models` is to say of it."""
-    caches: ExitStack
-
-    def done(self) -> None:
-        """Give the cached frames back."""
-        self.caches.close()
-
-
-def _fit(tables: Tables, events: DataFrame, cut: int, config: Config, version: str) -> _Fitted:
-    with ExitStack() as caches:  # given back at once if this fails
-        fitted = _fit_within(caches, tables, events, cut, config, version)
-        return replace(fitted, caches=caches.pop_all())
-
-
-def _fit_within(
-    caches: ExitStack, tables: Tables, events: DataFrame, cut: int, config: Config, version: str
-) -> _Fitted:
-    def kept(frame: DataFrame) -> DataFrame:
-        caches.callback(frame.unpersist)
-        return frame.persist()
-
-    started, definition = time.monotonic(), HistoryDefinition.of(config)
-    facts = events.agg(F.count("*").alias("events"), F.unix_micros(F.max("event_time")).alias("as_of_us")).first()
-    if facts is None or facts["as_of_us"] is None:
-        raise EmptyTrainingCutError("nothing to train on: the events table is empty; run ingest first")
-    as_of_us = int(facts["as_of_us"])
-    users_histories = kept(histories(slim(events, definition.types), definition.max_events))
-    strengths = users_histories.select("user_id", "history").mapInArrow(user_strengths(definition, as_of_us), STRENGTHS)
-    strengths = kept(strengths)
-    n_strengths = strengths.count()
-    if n_strengths == 0:
-        raise EmptyTrainingCutError("nothing to train on: no event in the cut has a weight other than 0")
-    model, users, items = fit(strengths, config, tables.path("_checkpoints", "als"))
-    for frame in (users, items):
-        caches.callback(frame.unpersist)
-    log.info(
-        "ALS: rank %d, %d iterations on %s strengths, %.1f s",
-        config.train.rank, config.train.iterations, f"{n_strengths:,}", time.monotonic() - started,
-    )  # fmt: skip
-    row: dict[str, Any] = {
-        "model_version": version,
-        "cut_version": cut,
-        "as_of_us": as_of_us,
-        "mode": config.train.mode,
-        "rank": config.train.rank,
-        "iterations": config.train.iterations,
-        "reg_param": config.train.reg_param,
-        "alpha": config.train.alpha,
-        "nonnegative": config.train.nonnegative,
-        "seed": config.train.seed,
-        "history": definition.to_json(),
-        "events": facts["events"],
-        "users": users.count(),
-        "items": items.count(),
-        "strengths": n_strengths,
-        "foldin_version": foldin.__version__,
-    }
-    names = kept(events.select("item_id").distinct().withColumn("item", F.xxhash64("item_id")))
-    item_rows = _item_rows(model, items, names, strengths, version)
-    return _Fitted(model, users, users_histories, item_rows, row, caches)
-
-
-def train(tables: Tables, config: Config, *, activate: bool = True, force: bool = False, tune: bool = False) -> Trained:
+def train(
+    tables: Tables,
+    config: Config,
+    *,
+    activate: bool = True,
+    force: bool = False,
+    tune: bool = False,
+    name: str | None = None,
+    until: dt.datetime | None = None,
+) -> Trained:
     """Judge the settings, train on all of `events`, write factors and lists, register and, by default, activate.
 
     Args:
         force: activate a model that is judged worse than what serves, and write that down.
         tune: search for settings first, and train with the best; see `foldin.search`.
+        name: of the model; one that is there already is not trained again, and what a killed training left of it goes.
+            By default it is named after the clock.
+        until: train on the events that were ingested before this moment, with a time zone.
 
     Raises:
+        ConfigError: `name` can name no model; or `tune` and `until`, for a search looks at all events.
         EmptyTrainingCutError: no event carries a weight.
         FoldinError: two items share a 64-bit hash.
+        LeaseError: another training with a name is under way.
         RejectedModelError: the model is a candidate, but must not serve.
     """
-    cut = tables.version(EVENTS)
+    if tune and until is not None:
+        raise ConfigError("train --search looks at all events: it goes with no --until")
+    if name is None:
+        version = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        return _train(tables, cut_at(tables, until), config, version, None, activate=activate, force=force, tune=tune)
+    if not _NAME.fullmatch(name) or name.startswith(TRIAL):
+        raise ConfigError(
+            f"{name!r} can name no model: up to 100 letters, digits, '_', '.', '-', the first a letter or digit, "
+            f"and not beginning with {TRIAL!r}"
+        )
+    with Lease.of_job(tables, "train", config.fold_in.lease_seconds) as lease:
+        before = next((row for row in Registry(tables).standing() if row.model_version == name), None)
+        if before is None:
+            drop_models(tables, [name])
+            cut = cut_at(tables, until)
+            return _train(tables, cut, config, name, lease, activate=activate, force=force, tune=tune)
+    trained = _written_down(tables, name)
+    return replace(trained, active=admit(tables, config, name, force=force)) if activate else trained
+
+
+def _written_down(tables: Tables, name: str) -> Trained:
+    """A model that is there already, retired or not."""
+    rows = tables.read(MODELS).where(F.col("model_version") == name)
+    row = rows.where("rank is not null").first()
+    assert row is not None  # its first row is that of its training
+    facts = {column: row[column] for column in ("users", "items", "events", "parity", "seconds")}
+    return Trained(name, **facts, active=False, again=True)
+
+
+def _train(
+    tables: Tables,
+    cut: Cut,
+    config: Config,
+    version: str,
+    lease: Lease | None,
+    *,
+    activate: bool,
+    force: bool,
+    tune: bool,
+) -> Trained:
     # Until the stream has caught up from the cut, the log must have what came after it.
-    with Hold(tables, f"train-{secrets.token_hex(3)}", EVENTS, cut):
-        return _train(tables, cut, config, activate=activate, force=force, tune=tune)
+    with Hold(tables, f"train-{secrets.token_hex(3)}", EVENTS, cut.version):
+        trained = _trained(tables, cut, config, version, lease, tune=tune)
+        return replace(trained, active=admit(tables, config, version, force=force)) if activate else trained
 
 
-def _train(tables: Tables, cut: int, config: Config, *, activate: bool, force: bool, tune: bool) -> Trained:
+def _trained(tables: Tables, of: Cut, config: Config, version: str, lease: Lease | None, *, tune: bool) -> Trained:
     started = time.monotonic()
-    events = tables.read(EVENTS, version=cut)
+    events, cut = of.events, of.version
     publisher = Publisher(tables, config.recommend.top_n)
     active = _active(publisher.registry)
     split, unseen = _split(events, config, active)
     if tune:
         config = _tuned(tables, events, cut, split, config)
     judgement = _judgement(tables, events, cut, split, config, active, unseen=unseen)
-    version = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    fitted = _fit(tables, events, cut, config, version)
+    fitted = fit_events(tables, events, cut, config, version)
     row = fitted.row
     log.info("training cut: %s events, version %d of the table", f"{row['events']:,}", cut)
     tables.append(fitted.item_rows, ITEM_FACTORS)
@@ -198,6 +148,8 @@ def _train(tables: Tables, cut: int, config: Config, *, activate: bool, force: b
     row["parity"] = _parity(folded, row["users"])
     row["seconds"] = time.monotonic() - started
     row["judgement"] = json.dumps(judgement.to_dict()) if judgement is not None else None
+    if lease is not None:
+        lease.check()  # of two that trained under one name, neither is written down
     publisher.registry.candidate(row)
     log.info(
         "model %s: %s users, %s items, fold-in differs from MLlib by %.1e at most, %.1f s",
@@ -205,16 +157,7 @@ def _train(tables: Tables, cut: int, config: Config, *, activate: bool, force: b
     )  # fmt: skip
     folded.unpersist()
     fitted.done()
-    trained = Trained(version, row["users"], row["items"], row["events"], row["parity"], row["seconds"], active=False)
-    if not activate:
-        return trained
-    settings = config.judge
-    worse = judgement.verdict(settings.margin, settings.least_users) if judgement is not None else ""
-    if worse and not force:
-        raise RejectedModelError(f"model {version} stays a candidate: {worse}")
-    reason = f"forced, although its {worse}" if worse else "trained"
-    wait = config.train.adoption_minutes * 60
-    return replace(trained, active=bring_into_force(tables, config, version, reason=reason, wait=wait, newer=True))
+    return Trained(version, row["users"], row["items"], row["events"], row["parity"], row["seconds"], active=False)
 
 
 def _active(registry: Registry) -> Model | None:
@@ -259,22 +202,6 @@ def _settings_of(active: Row, config: Config) -> Config:
             "events": config.events.model_copy(update={"weights": weights}),
         }
     )
-
-
-def model_of(tables: Tables, events: DataFrame, config: Config, name: str, *, cut: int = 0) -> Model:
-    """A model of some events to be looked at, not to serve: nothing of it is written.
-
-    Args:
-        name: no two models may share one, since workers know them by it; beginning with `TRIAL`.
-
-    Raises:
-        EmptyTrainingCutError: no event carries a weight.
-    """
-    fitted = _fit(tables, events, cut, config, name)
-    try:
-        return assemble(fitted.item_rows, fitted.row)
-    finally:
-        fitted.done()
 
 
 def _trial_model(tables: Tables, events: DataFrame, cut: int, config: Config) -> Model:
@@ -334,25 +261,6 @@ def _tuned(tables: Tables, events: DataFrame, cut: int, split: int | None, confi
     for line in as_toml(found.config):
         log.info("    %s", line)
     return found.config
-
-
-def _item_rows(model: ALSModel, items: DataFrame, names: DataFrame, strengths: DataFrame, version: str) -> DataFrame:
-    clash = names.groupBy("item").agg(F.collect_list("item_id").alias("ids")).where(F.size("ids") > 1).first()
-    if clash is not None:
-        raise FoldinError(f"items {clash['ids']} share the 64-bit hash {clash['item']}; rename one of them")
-    users = strengths.where("strength > 0").groupBy("item").agg(F.count("*").alias("users"))
-    return (
-        model.itemFactors.join(items, F.col("id") == F.col("item_index"))
-        .join(names, "item")
-        .join(users, "item", "left")
-        .select(
-            F.lit(version).alias("model_version"),
-            "item_id",
-            F.col("item").alias("item_hash"),
-            F.col("features").alias("factors"),
-            F.coalesce("users", F.lit(0).cast("long")).alias("users"),
-        )
-    )
 
 
 def _parity(folded: DataFrame, users: int) -> float:

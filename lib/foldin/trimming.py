@@ -136,7 +136,7 @@ def needed(tables: Tables, spec: TableSpec, *, newest: int | None = None) -> int
             if spec is RECOMMENDATIONS:
                 for target in query.list(""):
                     versions += _unread(Checkpoint(tables.spark, f"{query.path}/{target}"))
-        elif name != _HOLDS:
+        elif not name.startswith("_"):
             versions += _unlearnt(query, spec, newest)
     return max(0, min(versions)) if versions else None
 

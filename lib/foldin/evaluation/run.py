@@ -24,12 +24,12 @@ from foldin.evaluation.plan import DAY_US, MOST_TRAININGS, Plan
 from foldin.evaluation.replay import Steps, audit, cut_by_number, cut_by_time, judged, replay
 from foldin.evaluation.results import Cost, Replayed, Setting, moment
 from foldin.evaluation.truth import Truth
+from foldin.fitting import model_of
 from foldin.folding import fold
 from foldin.histories import HistoryDefinition
 from foldin.schemas import Position
 from foldin.shipping import TRIAL, ShippedModel
 from foldin.tables import Tables
-from foldin.training import model_of
 
 __all__ = ["Evaluation", "Models", "evaluate"]
 

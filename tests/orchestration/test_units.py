@@ -1,0 +1,98 @@
+"""What schedulers are told of foldin agrees with foldin: jobs, options, exit codes."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import foldin.commits
+import foldin.errors
+import foldin.fitting
+import foldin.registry  # noqa: F401  (their errors)
+from foldin.errors import FoldinError
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "conf" / "orchestration"
+UNITS = sorted((FOLDER / "systemd").glob("foldin-*"))
+SCRIPT = (FOLDER / "cron" / "nightly").read_text()
+
+
+def exit_codes(error: type[FoldinError] = FoldinError) -> set[int]:
+    return {error.exit_code}.union(*(exit_codes(kind) for kind in error.__subclasses__()))
+
+
+def constant(name: str) -> object:
+    """Of the DAG's file, which only Airflow's environment can import."""
+    for node in ast.parse((FOLDER / "airflow" / "foldin_nightly.py").read_text()).body:
+        if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == [name]:
+            value = node.value.args[0] if isinstance(node.value, ast.Call) else node.value
+            return ast.literal_eval(value)
+    raise AssertionError(name)
+
+
+def unit(path: Path) -> configparser.ConfigParser:
+    found = configparser.ConfigParser(strict=False, interpolation=None)
+    found.optionxform = str  # type: ignore[assignment,method-assign]
+    found.read(path)
+    return found
+
+
+def test_the_dag_knows_every_exit_code_and_no_other():
+    meanings = constant("MEANINGS")
+    assert set(meanings) == exit_codes()
+    assert constant("FINAL") <= set(meanings)
+    assert not constant("FINAL") & {1, 8, 9}  # a failure, a lease, an alarm may pass
+
+
+def test_the_script_says_and_does_what_the_dag_says_and_does():
+    said = {int(code): text for code, text in re.findall(r'^ +(\d+)\) echo "(.*)" ;;$', SCRIPT, re.MULTILINE)}
+    assert said == constant("MEANINGS")
+    (final,) = re.findall(r'^ +((?:\d+ \| )+\d+)\) return "\$code" ;;', SCRIPT, re.MULTILINE)
+    assert {int(code) for code in final.split("|")} == constant("FINAL")
+
+
+@pytest.mark.parametrize("name", ["ingest", "fold-in"])
+def test_a_stream_is_restarted_after_what_may_pass_and_stays_down_after_what_a_person_must_mend(name):
+    service = unit(FOLDER / "systemd" / f"foldin-{name}.service")["Service"]
+    python, job, options = service["ExecStart"].split()
+    assert (python, options) == ("/opt/foldin/.venv/bin/python", "$FOLDIN_OPTIONS")
+    assert (ROOT / job).is_file()
+    assert service["Restart"] == "on-failure"
+    stays_down = {int(code) for code in service["RestartPreventExitStatus"].split()}
+    assert stays_down == {2, 4, 5}
+    assert stays_down <= constant("FINAL")
+    assert (service["KillSignal"], service["KillMode"]) == ("SIGTERM", "mixed")
+
+
+def test_the_nightly_unit_runs_the_script_and_takes_a_kept_model_for_no_failure():
+    service = unit(FOLDER / "systemd" / "foldin-nightly.service")["Service"]
+    script = ROOT / Path(service["ExecStart"]).relative_to("/opt/foldin")
+    assert script.stat().st_mode & 0o111
+    assert service["SuccessExitStatus"] == "10"
+
+
+@pytest.mark.parametrize("job", sorted(set(re.findall(r"\$\{jobs\}(\w+\.py)", SCRIPT))))
+def test_the_scripts_jobs_have_the_options_that_it_gives_them(job):
+    source = (ROOT / "jobs" / job).read_text()
+    for line in (line for line in SCRIPT.splitlines() if f"}}{job}" in line):
+        for option in re.findall(r" (--[a-z-]+)", line):
+            assert f'"{option.replace("--no-", "--")}"' in source, option
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
+def test_systemd_finds_no_fault_with_the_units(tmp_path):
+    for path in UNITS:
+        text = path.read_text().replace("/opt/foldin/.venv/bin/python", sys.executable)
+        (tmp_path / path.name).write_text(text.replace("/opt/foldin", str(ROOT)))
+    names = [str(tmp_path / path.name) for path in UNITS if "@" not in path.name]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", *names], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
