@@ -11,7 +11,7 @@ export PYSPARK_PYTHON := $(CURDIR)/$(PY)
 export PYTHON
 
 # What `make test` leaves out; `make test MARKERS=chaos` runs just that.
-SLOW := lifecycle or evaluation or realdata or chaos or cluster or kafka or benchmark
+SLOW := lifecycle or evaluation or realdata or chaos or cluster or kafka or readers or storage or airflow or benchmark
 MARKERS = not ($(SLOW))
 DATA ?=
 SIZE ?=
@@ -19,7 +19,7 @@ ARGS ?=
 KILLS ?= 4
 SEED ?=
 
-.PHONY: help setup setup-bench demo test test-lifecycle test-data test-evaluation evaluate chaos cluster-test kafka notebooks check audit format lock bench bench-kernel bench-top-n bench-stream package clean distclean
+.PHONY: help setup setup-bench setup-outside demo test test-lifecycle test-data test-evaluation evaluate chaos cluster-test kafka readers notebooks check audit format lock bench bench-kernel bench-top-n bench-stream package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -33,6 +33,9 @@ setup: ## Make .venv with the locked packages, if it is not there yet
 
 setup-bench:
 	@python=$$(conf/dev/find-python) && "$$python" -I conf/dev/environment.py --with conf/dev/bench.lock
+
+setup-outside:
+	@python=$$(conf/dev/find-python) && "$$python" -I conf/dev/environment.py --with conf/dev/outside.lock
 
 demo: setup ## Run the whole loop on generated events (SIZE=...) or real ones (DATA=folder); ARGS=...
 	@$(PY) -m foldin demo $(if $(DATA),--data "$(DATA)") $(if $(SIZE),--size "$(SIZE)") $(ARGS)
@@ -60,6 +63,9 @@ cluster-test: package ## Submit every job to a standalone cluster of three proce
 
 kafka: setup ## Read from a real Kafka broker that is killed and started again (Ivy fetches it once, 100 MB)
 	@$(PY) -m pytest -p no:hypothesispytest -m kafka tests/kafka $(ARGS)
+
+readers: setup-outside ## Read the tables without Spark, and push lists to a real Redis
+	@$(PY) -m pytest -p no:hypothesispytest -m readers tests/readers $(ARGS)
 
 # A JVM that lives for a minute or two gains nothing from its second, costly compiler.
 notebooks: setup ## Execute the notebooks from a clean kernel (ARGS=--overwrite stores what they show)

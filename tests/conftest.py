@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ from foldin.training import train
 from world import SMALL, events_of, initial_rows
 
 ROOT = Path(__file__).parents[1]
+
+# Their targets install what they import: `make readers`, `make storage`.
+collect_ignore = [] if find_spec("deltalake") else ["readers", "storage"]
 
 
 @pytest.fixture(scope="session")

@@ -44,8 +44,8 @@ def main() -> int:
     extras = project["project"]["optional-dependencies"]
     base = project["project"]["dependencies"]
     found = complaints(FOLDER / "requirements.lock", [*project["build-system"]["requires"], *base, *extras["dev"]])
-    if (FOLDER / "bench.lock").exists():
-        found += complaints(FOLDER / "bench.lock", extras["bench"])
+    for name in ("bench", "outside"):
+        found += complaints(FOLDER / f"{name}.lock", extras[name])
     for name in ("audit", "airflow"):
         named = [line for line in (FOLDER / f"{name}.in").read_text().splitlines() if line and not line.startswith("#")]
         found += complaints(FOLDER / f"{name}.lock", named, f"conf/dev/{name}.in")
