@@ -78,12 +78,14 @@ def _opened(options: argparse.Namespace, *, create: bool) -> Iterator[tuple[Tabl
     """The tables that the options name, with a session that is quiet about its start."""
     from foldin.config import load_config
     from foldin.session import build_session
+    from foldin.storage import check_catalog
     from foldin.tables import Tables
 
     root = [f"tables.root={json.dumps(options.root)}"] if options.root is not None else []
     config = load_config(options.config, [*options.sets, *root])
     with tempfile.TemporaryDirectory() as folder:  # Ivy and Spark's launcher print a page on stderr
         spark = build_session(config, log_file=Path(folder) / "spark.log")
+        check_catalog(spark, config.tables)
         yield Tables.of(spark, config.tables, create=create), config
 
 
@@ -112,8 +114,10 @@ def _models(options: argparse.Namespace) -> int:
 
 def _activate(options: argparse.Namespace) -> int:
     from foldin.adoption import bring_into_force
+    from foldin.storage import warn_of_dangers
 
     with _opened(options, create=False) as (tables, config):
+        warn_of_dangers(tables)
         seconds = config.train.adoption_minutes * 60
         done = bring_into_force(tables, config, options.version, reason=options.reason, wait=seconds)
     print(f"model {options.version} {'is in force' if done else 'is still being adopted by the stream'}")
