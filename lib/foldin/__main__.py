@@ -108,12 +108,14 @@ def _opened(options: argparse.Namespace, *, create: bool) -> Iterator[tuple[Tabl
     """The tables that the options name, with a session that is quiet about its start."""
     from foldin.config import load_config
     from foldin.session import build_session
+    from foldin.storage import check_catalog
     from foldin.tables import Tables
 
     root = [f"tables.root={json.dumps(options.root)}"] if options.root is not None else []
     config = load_config(options.config, [*options.sets, *root])
     with tempfile.TemporaryDirectory() as folder:  # Ivy and Spark's launcher print a page on stderr
         spark = build_session(config, log_file=Path(folder) / "spark.log")
+        check_catalog(spark, config.tables)
         yield Tables.of(spark, config.tables, create=create), config
 
 
@@ -152,10 +154,12 @@ def _gate(options: argparse.Namespace) -> int:
 def _activate(options: argparse.Namespace) -> int:
     from foldin.adoption import bring_into_force
     from foldin.gate import admit
+    from foldin.storage import warn_of_dangers
 
     if options.wait is not None:
         options.sets.append(f"train.adoption_minutes={options.wait}")
     with _opened(options, create=False) as (tables, config):
+        warn_of_dangers(tables)
         if options.gated:
             done = admit(tables, config, options.version, reason=options.reason)
         else:

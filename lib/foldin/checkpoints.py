@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from py4j.java_gateway import is_instance_of
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
@@ -23,6 +24,11 @@ REPLAYS = "replay_quarantine"
 """Folder of the checkpoints of runs over `quarantine`."""
 PUSHES = "push"
 """Folder of the checkpoints of queries that push lists elsewhere."""
+
+# What an object store says of itself: a file appears, whole, when its stream is closed; and, where that is asked of it,
+# only if there is none by then (S3A from Hadoop 3.4.2 on).
+_APPEARS_IN_CLOSE = "fs.option.create.in.close"
+_IF_ABSENT = "fs.option.create.conditional.overwrite"
 
 
 @dataclass(frozen=True)
@@ -99,16 +105,22 @@ class Checkpoint:
                 return local.read_text(encoding="utf-8", errors="replace")
             except FileNotFoundError:
                 return None
-        if not fs.exists(path):
-            return None
-        stream = fs.open(path)
+        try:
+            stream = fs.open(path)
+        except Py4JJavaError as error:
+            if is_instance_of(self.spark.sparkContext._gateway, error.java_exception, "java.io.FileNotFoundException"):
+                return None
+            raise
         try:
             return str(self._jvm.org.apache.commons.io.IOUtils.toString(stream, "UTF-8"))
         finally:
             stream.close()
 
     def write(self, name: str, text: str) -> None:
-        """Write a file whole: under another name first, then renamed, so that a crash leaves none or all of it."""
+        """Write a file whole: a crash leaves none or all of it.
+
+        On an object store it appears when it is closed; elsewhere it is written under another name, then renamed.
+        """
         fs, path = self._resolve(name)
         if local := _local(fs, path):
             partial_file = local.with_name(f".{local.name}.tmp")
@@ -119,11 +131,11 @@ class Checkpoint:
                 os.fsync(file.fileno())
             partial_file.replace(local)
             return
+        if fs.hasPathCapability(path, _APPEARS_IN_CLOSE):
+            _fill(fs.create(path, True), text)
+            return
         partial = self._jvm.org.apache.hadoop.fs.Path(path.getParent(), f".{path.getName()}.tmp")
-        stream = fs.create(partial, True)
-        stream.write(bytearray(text, "utf-8"))
-        stream.hsync()
-        stream.close()
+        _fill(fs.create(partial, True), text)
         fs.delete(path, False)
         if not fs.rename(partial, path):
             raise FoldinError(f"cannot write {path.toString()}")
@@ -146,15 +158,25 @@ class Checkpoint:
             finally:
                 partial.unlink()
             return True
+        at_close = fs.hasPathCapability(path, _IF_ABSENT)
         try:
-            stream = fs.create(path, False)
+            if at_close:
+                _fill(fs.createFile(path).create().recursive().must(_IF_ABSENT, "true").build(), text)
+            else:
+                stream = fs.create(path, False)
         except Py4JJavaError:
             if fs.exists(path):
                 return False
             raise
-        stream.write(bytearray(text, "utf-8"))
-        stream.close()
+        if not at_close:
+            _fill(stream, text)
         return True
+
+    @property
+    def creates_one(self) -> bool:
+        """Of several that `create` the same file at once, one succeeds: S3 must be told to see to it."""
+        fs, path = self._resolve(FINGERPRINT)
+        return not fs.getScheme().startswith("s3") or bool(fs.hasPathCapability(path, _IF_ABSENT))
 
     def list(self, name: str) -> builtins.list[str]:
         """The names in a folder, without hidden ones; none where there is no such folder."""
@@ -191,6 +213,13 @@ class Checkpoint:
     def _resolve(self, name: str) -> tuple[Any, Any]:
         path = self._jvm.org.apache.hadoop.fs.Path(f"{self.path}/{name}")
         return path.getFileSystem(self.spark._jsparkSession.sessionState().newHadoopConf()), path
+
+
+def _fill(stream: Any, text: str) -> None:
+    stream.write(bytearray(text, "utf-8"))
+    if stream.hasCapability("hsync"):
+        stream.hsync()
+    stream.close()
 
 
 def _local(fs: Any, path: Any) -> Path | None:

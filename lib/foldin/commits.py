@@ -92,6 +92,17 @@ class CommitLog:
         assert commit is not None  # Delta never deletes its newest
         return commit
 
+    def settle(self) -> None:
+        """Have Delta finish what a writer that died has left half done, so that its commit is in the folder.
+
+        A log store that keeps its commits elsewhere first (S3DynamoDBLogStore) copies them there afterwards; whoever
+        lists the log through it makes up for a copy that is missing.
+
+        Raises:
+            py4j.protocol.Py4JJavaError: the log cannot be read.
+        """
+        self._snapshot()
+
     def find(self, metadata: str, since: int) -> Commit | None:
         """The first commit after the version `since` that says `metadata` of itself; None for none."""
         if not self.has(since):  # cleaned up: Delta knows where its log begins
@@ -110,13 +121,16 @@ class CommitLog:
         Raises:
             py4j.protocol.Py4JJavaError: the log cannot be read.
         """
+        snapshot = self._snapshot()
+        number = snapshot.transactions().get(app_id)
+        return int(snapshot.version()), int(number.get()) if number.isDefined() else -1
+
+    def _snapshot(self) -> Any:
         spark = self._tables.spark
         jvm: Any = spark.sparkContext._jvm
         none = jvm.scala.Option.empty()
         log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(spark._jsparkSession, self._location)
-        snapshot = log.update(False, none, none)
-        number = snapshot.transactions().get(app_id)
-        return int(snapshot.version()), int(number.get()) if number.isDefined() else -1
+        return log.update(False, none, none)
 
 
 def parse_commit(version: int, text: str, location: str) -> Commit:
@@ -184,7 +198,10 @@ class Attempt:
 
     def committed(self, tables: Tables, spec: TableSpec) -> Commit | None:
         """What an earlier attempt appended; None for nothing."""
-        return None if self.first else self.made(tables, spec)
+        if self.first:
+            return None
+        CommitLog(tables, spec).settle()
+        return self.made(tables, spec)
 
     def made(self, tables: Tables, spec: TableSpec) -> Commit | None:
         """What this attempt, or an earlier one, has appended by now."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -12,6 +14,7 @@ from foldin.errors import UnknownItemError
 from foldin.registry import Registry
 from foldin.schemas import EVENTS, ITEM_FACTORS, RECOMMENDATIONS, USER_FACTORS
 from foldin.session import build_session
+from foldin.storage import check_catalog
 from foldin.tables import Tables, latest
 
 __all__ = [
@@ -25,10 +28,19 @@ __all__ = [
 ]
 
 
-def open_tables(root: str) -> Tables:
-    """The tables under a folder or URI, with a session to read them: for a first look or a notebook."""
-    config = load_config(sets=[f"tables.root={root}"])
-    return Tables.of(build_session(config), config.tables)
+def open_tables(root: str | None = None, *, file: str | Path | None = None) -> Tables:
+    """The tables under a folder or URI, with a session to read them: for a first look or a notebook.
+
+    Args:
+        file: a configuration file that says where they are, or what it takes to get there (a catalog, S3).
+
+    Raises:
+        ConfigError: a setting is wrong, or there is no such catalog.
+    """
+    config = load_config(file, [f"tables.root={root}"] if root is not None else [])
+    spark = build_session(config)
+    check_catalog(spark, config.tables)
+    return Tables.of(spark, config.tables)
 
 
 def latest_user_factors(tables: Tables, model_version: str | None = None) -> DataFrame:

@@ -185,7 +185,7 @@ class RedisLists:
             if now == version:
                 break
             version = now  # the one before was retired between the two looks
-        held = json.loads(text) if text is not None else {"items": [], "source": "popularity"}
+        held: dict[str, Any] = json.loads(text) if text is not None else {"items": [], "source": "popularity"}
         items = tuple((item["item_id"], float(item["score"])) for item in held["items"])
         return UserRecommendations(user_id, version, items, held["source"])
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from delta import configure_spark_with_delta_pip
 from pyspark import SparkConf, SparkContext
@@ -112,7 +113,9 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
             "spark.driver.extraJavaOptions": f'"-Dlog4j2.configurationFile={conf_dir() / "log4j2.properties"}"',
         }
     settings |= {key: value for key, value in config.spark.conf.items() if not refers(value)}
-    secrets = fill("spark.conf", {key: value for key, value in config.spark.conf.items() if refers(value)})
+    secrets: dict[str, Any] = fill(
+        "spark.conf", {key: value for key, value in config.spark.conf.items() if refers(value)}
+    )
     settings[_REDACTION] = "|".join([_REQUIRED[_REDACTION], *_also_hidden(config.spark.conf, secrets)])
     for key, value in settings.items():
         builder = builder.config(key, value)
