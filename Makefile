@@ -19,7 +19,7 @@ ARGS ?=
 KILLS ?= 4
 SEED ?=
 
-.PHONY: help setup setup-bench setup-outside demo test test-lifecycle test-data test-evaluation evaluate chaos cluster-test kafka readers notebooks check audit format lock bench bench-kernel bench-top-n bench-stream package clean distclean
+.PHONY: help setup setup-bench setup-outside demo test test-lifecycle test-data test-evaluation evaluate chaos cluster-test kafka storage readers airflow notebooks check audit format lock bench bench-kernel bench-top-n bench-stream package clean distclean
 
 help: ## List the targets (this text)
 	@echo "foldin: a recommender as fresh as its last event. It needs Python >= 3.11 and Java 17 or 21."
@@ -64,6 +64,13 @@ cluster-test: package ## Submit every job to a standalone cluster of three proce
 kafka: setup ## Read from a real Kafka broker that is killed and started again (Ivy fetches it once, 100 MB)
 	@$(PY) -m pytest -p no:hypothesispytest -m kafka tests/kafka $(ARGS)
 
+storage: setup-outside ## Keep tables in a catalog, and on an S3 server of this machine (Ivy fetches its JARs once)
+	@$(PY) -m pytest -p no:hypothesispytest -m storage tests/storage $(ARGS)
+
+airflow: setup ## Run nights in a real Airflow (an environment of its own, .venv-airflow) and by the cron script
+	@python=$$(conf/dev/find-python) && "$$python" -I conf/dev/environment.py --apart airflow
+	@$(PY) -m pytest -p no:hypothesispytest --timeout 900 -m airflow tests/orchestration $(ARGS)
+
 readers: setup-outside ## Read the tables without Spark, and push lists to a real Redis
 	@$(PY) -m pytest -p no:hypothesispytest -m readers tests/readers $(ARGS)
 
@@ -73,8 +80,8 @@ notebooks: setup ## Execute the notebooks from a clean kernel (ARGS=--overwrite 
 		$(PY) -m pytest -p no:hypothesispytest --timeout 900 --nbmake --nbmake-timeout 600 notebooks tests/test_notebooks.py $(ARGS)
 
 check: setup ## Lint, check format and types, compare the locks with pyproject.toml
-	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests notebooks conf/dev
-	@$(PY) -m ruff format --check --output-format concise lib jobs tests notebooks conf/dev
+	@$(PY) -m ruff check --quiet --output-format concise lib jobs tests notebooks conf/dev conf/orchestration
+	@$(PY) -m ruff format --check --output-format concise lib jobs tests notebooks conf/dev conf/orchestration
 	@$(PY) -m mypy --strict lib
 	@$(PY) conf/dev/check_locks.py
 
@@ -82,8 +89,8 @@ audit: ## Ask pip-audit about every lock; without its data, check pins and hashe
 	@python=$$(conf/dev/find-python) && "$$python" conf/dev/audit.py $(ARGS)
 
 format: setup ## Format the code and mend what ruff can mend
-	@$(PY) -m ruff check --fix lib jobs tests notebooks conf/dev
-	@$(PY) -m ruff format lib jobs tests notebooks conf/dev
+	@$(PY) -m ruff check --fix lib jobs tests notebooks conf/dev conf/orchestration
+	@$(PY) -m ruff format lib jobs tests notebooks conf/dev conf/orchestration
 
 lock: ## Remake the locks in conf/dev from pyproject.toml (needs the network; UPGRADE=1 for newer ones)
 	@python=$$(conf/dev/find-python) && PYTHON="$$python" UPGRADE="$(UPGRADE)" conf/dev/remake-locks
@@ -107,4 +114,4 @@ clean: ## Remove what builds, tests and runs leave behind, but neither .venv nor
 	@find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## Remove .venv too; the cache of packages stays, so that the next set-up is quick
-	@rm -rf $(VENV)
+	@rm -rf $(VENV) .venv-*
