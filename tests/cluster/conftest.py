@@ -44,12 +44,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def submit(cluster: Cluster, environment: Path) -> Iterator[Submit]:
-    """submit(script, world, *settings): not started yet. A name is that of a job."""
+    """submit(script, world, executors=1): not started yet. A name is that of a job."""
     made: list[Submitted] = []
 
-    def of(script: str | Path, world: World, *more: str) -> Submitted:
+    def of(script: str | Path, world: World, executors: int = 1) -> Submitted:
         path = DIST / "jobs" / f"{script}.py" if isinstance(script, str) else script
-        made.append(Submitted(cluster, environment, path, cluster.host(), (*world.settings, *more)))
+        made.append(Submitted(cluster, environment, path, cluster.host(), world.settings, executors))
         return made[-1]
 
     yield of

@@ -119,9 +119,14 @@ class Cluster:
         self._hosts += 1
         folder = self.folder / f"host-{self._hosts}"
         folder.mkdir(parents=True)
-        return Host(
-            folder, {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_DAEMON_JAVA_OPTS": JVM, "SPARK_DAEMON_MEMORY": "256m"}
-        )
+        environment = {
+            "SPARK_HOME": str(SPARK_HOME),
+            "SPARK_LOCAL_IP": "127.0.0.1",
+            "SPARK_LOCAL_DIRS": str(folder / "tmp"),
+            "SPARK_DAEMON_JAVA_OPTS": JVM,
+            "SPARK_DAEMON_MEMORY": "256m",
+        }
+        return Host(folder, environment)
 
     def _find_url(self) -> str:
         found = re.search(r"Starting Spark master at (spark://\S+)", self.master.said())

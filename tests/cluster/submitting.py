@@ -15,11 +15,10 @@ DIST = ROOT / "dist"
 PROPERTIES = ROOT / "conf" / "cluster" / "foldin.properties"
 
 SMALL = {
-    # A driver and two executors on two cores; each has a few seconds to live.
+    # Up to three JVMs of a job on two cores; each has a minute to live.
     "spark.driver.memory": "1g",
     "spark.executor.memory": "1g",
     "spark.executor.cores": "1",
-    "spark.cores.max": "2",
     "spark.sql.shuffle.partitions": "2",
     "spark.databricks.delta.snapshotPartitions": "2",
     "spark.driver.extraJavaOptions": JVM,
@@ -49,6 +48,7 @@ class Submitted:
     script: Path
     host: Host
     settings: tuple[str, ...] = ()
+    executors: int = 1
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ class Submitted:
         self.host.run(
             SPARK_HOME / "bin" / "spark-submit", "--master", self.cluster.url, "--properties-file", PROPERTIES,
             "--packages", jars, "--archives", f"{DIST / 'foldin-environment.tar.gz'}#environment",
-            *confs, self.script, *options, *sets,
+            "--total-executor-cores", str(self.executors), *confs, self.script, *options, *sets,
         )  # fmt: skip
         return self
 

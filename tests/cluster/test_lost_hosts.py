@@ -27,7 +27,7 @@ def test_with_workers_and_drivers_lost_in_mid_batch_the_tables_equal_those_of_a_
     make_world: Callable[..., World], submit: Callable[..., Submitted], cluster: Cluster
 ) -> None:
     world = make_world("lost")
-    ingest, fold_in = submit("ingest", world).start(), submit("fold_in", world).start()
+    ingest, fold_in = submit("ingest", world, executors=2).start(), submit("fold_in", world, executors=2).start()
     world.land()
     settle(world, ingest, fold_in)
 
@@ -41,10 +41,10 @@ def test_with_workers_and_drivers_lost_in_mid_batch_the_tables_equal_those_of_a_
     # The drivers, one after the other; each is started again on another machine.
     mid_batch(world, "fold_in", ingest, fold_in)
     fold_in.lose()
-    fold_in = submit("fold_in", world).start()
+    fold_in = submit("fold_in", world, executors=2).start()
     mid_batch(world, "ingest", ingest)
     ingest.lose()
-    ingest = submit("ingest", world).start()
+    ingest = submit("ingest", world, executors=2).start()
     world.land()
     settle(world, ingest, fold_in)
     for job in (ingest, fold_in):

@@ -21,7 +21,7 @@ def test_two_executors_of_a_host_map_one_file_of_item_factors_and_have_only_what
     while len(cluster.workers) > 1:  # so that both executors are on one machine
         cluster.workers.pop().lose()
     try:
-        job = submit(Path(__file__).with_name("one_copy.py"), begun).start()
+        job = submit(Path(__file__).with_name("one_copy.py"), begun, executors=2).start()
         assert job.wait() == 0, job.said()[-5000:]
     finally:
         (worker,) = cluster.workers
