@@ -43,6 +43,7 @@ def test_the_default_holds_every_key_and_only_known_ones() -> None:
             "fold_in.trigger_second=3",
             "--set: unknown key fold_in.trigger_second = 3, did you mean fold_in.trigger_seconds?",
         ),
+        ("ingest.name=fold_in", "--set: ingest.name = 'fold_in': names a checkpoint of another job"),
         ("trian.rank=3", "--set: unknown key trian = {'rank': 3}, did you mean train?"),
         ("ingest.weights={}", "--set: unknown key ingest.weights = {}, did you mean events.weights?"),
         (

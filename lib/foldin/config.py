@@ -96,6 +96,7 @@ class EventsConfig(Section):
 
 
 _BYTES = r"^[1-9][0-9]*[kmg]$"
+_OTHERS_CHECKPOINTS = ("als", "fold_in", "push", "replay_quarantine")
 
 
 def byte_count(text: str) -> int:
@@ -118,6 +119,13 @@ class IngestConfig(Section):
     max_bytes_per_trigger: str = Field(pattern=_BYTES)
     """Size of a micro-batch's files after which no further one is added."""
     trigger_seconds: float = Field(gt=0, allow_inf_nan=False)
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name in _OTHERS_CHECKPOINTS:
+            raise ValueError("names a checkpoint of another job")
+        return name
 
 
 class KafkaConfig(Section):
