@@ -35,7 +35,7 @@ def check_catalog(spark: SparkSession, config: TablesConfig) -> None:
     if not config.catalog:
         return
     name = config.catalog.rpartition(".")[0] or spark.catalog.currentCatalog()
-    settings = [spark.conf.get(f"spark.sql.{key}", None) for key in ("catalog.spark_catalog", "catalogImplementation")]
+    settings = [spark.conf.get(f"spark.sql.{key}") for key in ("catalog.spark_catalog", "catalogImplementation")]
     if name == "spark_catalog" and settings == _IN_MEMORY:
         raise ConfigError(
             f"tables.catalog = {config.catalog!r}: this session's catalog is in memory, it forgets its tables when the "

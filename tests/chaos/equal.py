@@ -109,9 +109,9 @@ def assert_same_output(found: Tables, wanted: Tables, version: str | None = None
     assert_same_lists(lists_of(found, version), lists_of(wanted, version))
 
 
-def assert_latest_is_a_refold(tables: Tables) -> None:
+def assert_latest_is_a_refold(tables: Tables, top_n: int = 5) -> None:
     """The newest factors and list of every user are what a batch job makes of all of `events` today."""
-    publisher = Publisher(tables, top_n=5)
+    publisher = Publisher(tables, top_n)
     version = publisher.registry.active_version()
     until = tables.version(EVENTS)
     users = publisher.histories_at(publisher.model(version), until)

@@ -43,14 +43,14 @@ def rows_landed() -> int:
 def run_loop(tables: Tables, config: Config, land: Callable[[str, str], object]) -> int:
     """Both parts landed, ingested, trained on (the first), folded, listed and looked after; the number of lists."""
     land("1.json", lines(FIRST, BROKEN))
-    account = Ingest(tables, config, contract(config.ingest)).run(once=True)
+    account = Ingest(tables, config, contract(config)).run(once=True)
     assert (account.events, account.quarantined.total(), account.duplicates) == (len(FIRST), 1, 0)
     train(tables, config)
     assert FoldIn(tables, config).run(once=True) == 0  # all that there is was trained on
     land("2.json", lines(SECOND))
-    account = Ingest(tables, config, contract(config.ingest)).run(once=True)
+    account = Ingest(tables, config, contract(config)).run(once=True)
     assert (account.events, account.duplicates) == (3, 1)
     assert FoldIn(tables, config).run(once=True) == 2
-    users = recommend_all(tables, config.recommend.top_n)
+    users = recommend_all(tables, config)
     maintain(tables, config)
     return users
