@@ -19,12 +19,13 @@ import tarfile
 from pathlib import Path
 
 from delta import configure_spark_with_delta_pip
-from environment import LOCK, ROOT, Pin, Wheelhouse, cache_folder, normal, read_lock
+from environment import FOLDER, ROOT, Pin, Wheelhouse, cache_folder, normal, read_lock
 from packaging.requirements import Requirement
 from pyspark.sql import SparkSession
 
 from foldin.kafka import CONNECTOR
 
+LOCK = FOLDER / "requirements.lock"
 DIST = ROOT / "dist"
 BUILD = ROOT / "build" / "environment"
 EXTRAS = ("search", "report")
