@@ -19,7 +19,7 @@ import tarfile
 from pathlib import Path
 
 from delta import configure_spark_with_delta_pip
-from environment import FOLDER, ROOT, Pin, Wheelhouse, cache_folder, normal, read_lock
+from environment import FOLDER, ROOT, Pin, Venv, Wheelhouse, cache_folder, normal, read_lock
 from packaging.requirements import Requirement
 from pyspark.sql import SparkSession
 
@@ -73,7 +73,7 @@ def build_environment(wheel: Path) -> None:
     """A virtual environment with the locked packages and the wheel, and nothing that knows where it was made."""
     shutil.rmtree(BUILD, ignore_errors=True)
     run(getattr(sys, "_base_executable", sys.executable), "-I", "-m", "venv", "--without-pip", BUILD)
-    house = Wheelhouse(cache_folder())
+    house = Wheelhouse(cache_folder(), Venv.of(None))
     requirements = BUILD / "requirements.txt"
     requirements.write_text(house.requirements(locked(needed("foldin", EXTRAS))))
     pip = (sys.executable, "-I", "-m", "pip", "--isolated", "--python", BUILD / "bin" / "python", "install")
