@@ -9,13 +9,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from delta.tables import DeltaTable
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from foldin.checkpoints import Checkpoint
 from foldin.schemas import TableSpec
 from foldin.tables import Tables
 
-__all__ = ["AppendedFile", "Attempt", "Commit", "CommitLog", "parse_commit"]
+__all__ = ["AppendedFile", "Attempt", "Commit", "CommitLog", "log_and_snapshot", "parse_commit"]
 
 _LOOKED_AT = 1000  # commits, by `Attempt.at`: a quarter of an hour of a stream
 _ACTIONS = ('{"commitInfo"', '{"txn"', '{"add"', '{"remove"')
@@ -126,11 +126,19 @@ class CommitLog:
         return int(snapshot.version()), int(number.get()) if number.isDefined() else -1
 
     def _snapshot(self) -> Any:
-        spark = self._tables.spark
-        jvm: Any = spark.sparkContext._jvm
-        none = jvm.scala.Option.empty()
-        log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(spark._jsparkSession, self._location)
-        return log.update(False, none, none)
+        return log_and_snapshot(self._tables.spark, self._location)[1]
+
+
+def log_and_snapshot(spark: SparkSession, location: str) -> tuple[Any, Any]:
+    """Delta's own `DeltaLog` of the table at `location`, and its newest `Snapshot`: both are objects of the JVM.
+
+    Raises:
+        py4j.protocol.Py4JJavaError: the log cannot be read.
+    """
+    jvm: Any = spark.sparkContext._jvm
+    none = jvm.scala.Option.empty()
+    log = jvm.org.apache.spark.sql.delta.DeltaLog.forTable(spark._jsparkSession, location)
+    return log, log.update(False, none, none)
 
 
 def parse_commit(version: int, text: str, location: str) -> Commit:

@@ -20,7 +20,7 @@ from foldin.prerequisites import check_prerequisites
 from foldin.redaction import WORDS
 from foldin.secrets import fill, refers
 
-__all__ = ["build_session"]
+__all__ = ["build_session", "is_local"]
 
 _REDACTION = "spark.redaction.regex"
 
@@ -103,7 +103,7 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
     settings = dict(_REQUIRED)
     given = SparkConf() if submitted else None  # what the submitter said
     master = config.spark.master if given is None else given.get("spark.master", "local")
-    if master.startswith("local"):
+    if is_local(master):
         # The defaults, 200, 50 and 10,000, are for clusters: here every small query would start as many tasks.
         small = dict.fromkeys(_SMALL, str(_local_cores(master))) | _LOCAL_FILES
         settings |= {key: value for key, value in small.items() if given is None or not given.contains(key)}
@@ -141,6 +141,11 @@ def _also_hidden(conf: Mapping[str, str], secrets: Iterable[str]) -> Iterator[st
     for key in secrets:
         # Hadoop's settings have a page without the prefix.
         yield rf"^(?:spark\.hadoop\.)?{re.escape(key.removeprefix('spark.hadoop.'))}$"
+
+
+def is_local(master: str) -> bool:
+    """Whether all of it runs on this machine: "local", "local[2]", "local-cluster[...]"."""
+    return master.startswith("local")
 
 
 def _local_cores(master: str) -> int:

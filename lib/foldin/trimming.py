@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from foldin.checkpoints import PUSHES, REPLAYS, Checkpoint
+from foldin.commits import log_and_snapshot
 from foldin.leases import Lease, holder_of
 from foldin.schemas import EVENTS, QUARANTINE, RECOMMENDATIONS, TableSpec
 from foldin.tables import Tables
@@ -84,9 +85,7 @@ def trim(tables: Tables, spec: TableSpec, minutes: int) -> int:
     spark, location = tables.spark, tables.location(spec)
     jvm: Any = spark.sparkContext._jvm
     delta = jvm.org.apache.spark.sql.delta
-    none = jvm.scala.Option.empty()
-    table_log = delta.DeltaLog.forTable(spark._jsparkSession, location)
-    snapshot = table_log.update(False, none, none)
+    table_log, snapshot = log_and_snapshot(spark, location)
     if not table_log.enableExpiredLogCleanup(snapshot.metadata()):
         return 0
     folder = Checkpoint(spark, f"{location}/_delta_log")
@@ -106,7 +105,7 @@ def trim(tables: Tables, spec: TableSpec, minutes: int) -> int:
     milliseconds = jvm.java.util.stream.LongStream.of(int(1000 * age)).boxed().findFirst()
     table_log.cleanUpExpiredLogs(
         snapshot,
-        none,
+        jvm.scala.Option.empty(),
         jvm.scala.jdk.javaapi.OptionConverters.toScala(milliseconds),
         getattr(getattr(delta, "TruncationGranularity$"), "MODULE$").MINUTE(),
     )

@@ -26,6 +26,7 @@ from foldin.evaluation.worked import worked_example
 from foldin.ingest import Ingest
 from foldin.mapping import Mapping
 from foldin.schemas import EVENTS
+from foldin.session import is_local
 from foldin.tables import Tables
 
 __all__ = ["check_options", "evaluate_job", "take_in"]
@@ -96,7 +97,7 @@ def take_in(job: Job, work: str, folder: str, mapping: Mapping) -> tuple[Tables,
 
 
 def _on_this_machine(job: Job) -> bool:
-    return str(job.spark.sparkContext.master).startswith("local")
+    return is_local(str(job.spark.sparkContext.master))
 
 
 @contextmanager
