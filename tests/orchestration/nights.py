@@ -183,26 +183,33 @@ class Airflow:
         return {name: (state, tries) for name, state, tries in rows}
 
     def _run(self, words: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return run(
             [str(self.command), *words],
-            env=environment(
-                PYTHONPATH=f"{ROOT / 'lib'}:{HERE}",
-                AIRFLOW_HOME=str(self.home),
-                AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "conf" / "orchestration" / "airflow"),
-                AIRFLOW__CORE__LOAD_EXAMPLES="False",
-                FOLDIN_RETRIES="1",
-                FOLDIN_RETRY_SECONDS="1",
-                PYSPARK_PYTHON=sys.executable,
-                **{f"AIRFLOW_VAR_{name}": value for name, value in variables.items()},
-            ),
-            cwd=self.home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
+            self.home,
+            PYTHONPATH=f"{ROOT / 'lib'}:{HERE}",
+            AIRFLOW_HOME=str(self.home),
+            AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "conf" / "orchestration" / "airflow"),
+            AIRFLOW__CORE__LOAD_EXAMPLES="False",
+            FOLDIN_RETRIES="1",
+            FOLDIN_RETRY_SECONDS="1",
+            PYSPARK_PYTHON=sys.executable,
+            **{f"AIRFLOW_VAR_{name}": value for name, value in variables.items()},
         )
+
+
+def run(command: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end as after a plain login; its stdout has both outputs."""
+    return subprocess.run(
+        command,
+        env=environment(**variables),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
 
 
 def start_warm(folder: Path) -> tuple[Path, subprocess.Popen[bytes]]:

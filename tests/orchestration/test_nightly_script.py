@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import shlex
-import subprocess
 from collections.abc import Callable
 
 import pytest
-from nights import BAD, PATIENCE, ROOT, Installation, Night, environment
+from nights import BAD, ROOT, Installation, Night, run
 
 pytestmark = pytest.mark.airflow
 
@@ -20,23 +19,16 @@ Copy = Callable[[Installation], Installation]
 
 def night(installation: Installation, *words: str, sets: tuple[str, ...] = ()) -> Night:
     jobs, commands = installation.prefixes()
-    done = subprocess.run(
+    done = run(
         [str(SCRIPT), *words],
-        env=environment(
-            FOLDIN_HOME=str(ROOT),
-            FOLDIN_JOBS=jobs,
-            FOLDIN_COMMANDS=commands,
-            FOLDIN_OPTIONS=shlex.join(installation.settings(*sets)),
-            FOLDIN_LOCK=str(installation.folder / "lock"),
-            FOLDIN_RETRIES="0",
-            FOLDIN_ALERT=f"echo '{TOLD}'",
-        ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
+        installation.folder,
+        FOLDIN_HOME=str(ROOT),
+        FOLDIN_JOBS=jobs,
+        FOLDIN_COMMANDS=commands,
+        FOLDIN_OPTIONS=shlex.join(installation.settings(*sets)),
+        FOLDIN_LOCK=str(installation.folder / "lock"),
+        FOLDIN_RETRIES="0",
+        FOLDIN_ALERT=f"echo '{TOLD}'",
     )
     lines = done.stdout.splitlines()
     return Night(done.returncode, done.stdout, told=tuple(line for line in lines if line.startswith(TOLD)))
