@@ -8,7 +8,6 @@ has been seen to fail against the plain way, which gives all settings to the ses
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -21,6 +20,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
+import quick
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 180
@@ -37,11 +38,6 @@ class Seen:
     running: dict[str, str]
     left: dict[str, str]
     failed: subprocess.CompletedProcess[str]
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK_", "SPARK_")) and "_NUM_THREADS" not in k}
-    return kept | {"PYTHONPATH": str(ROOT / "lib")} | more
 
 
 def secrets(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
@@ -135,7 +131,11 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     running: dict[str, str] = {}
     with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
         job = subprocess.Popen(
-            command(folder, spark | settings), cwd=ROOT, env=environment(**variables), stdout=stdout, stderr=stderr
+            command(folder, spark | settings),
+            cwd=ROOT,
+            env=quick.environment(**variables),
+            stdout=stdout,
+            stderr=stderr,
         )
         try:
             commit = folder / "tables" / "_checkpoints" / "ingest" / "commits" / "0"
@@ -157,7 +157,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
             folder, settings | {"spark.driver.memory": "1g"}, "--once", "--set", "ingest.landing='shop://goods/in'"
         ),
         cwd=ROOT,
-        env=environment(**variables),
+        env=quick.environment(**variables),
         capture_output=True,
         text=True,
         timeout=SECONDS,

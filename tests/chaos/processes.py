@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import quick
+
 ROOT = Path(__file__).parents[2]
 LAUNCHER = Path(__file__).with_name("launcher.py")
 PATIENCE = 300
 """Seconds after which a wait has failed; a start takes 12 s on a quiet machine and a minute on a busy one."""
 
-JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
-"""A JVM that lives for some seconds: quick to start rather than quick later."""
+JVM = f"{quick.SHORT_JVM} -XX:ReservedCodeCacheSize=240m"
 
 
 def settings_of(root: Path, landing: Path, *more: str) -> tuple[str, ...]:
@@ -47,12 +48,6 @@ def settings_of(root: Path, landing: Path, *more: str) -> tuple[str, ...]:
     )
 
 
-def _environment() -> dict[str, str]:
-    """As after a plain login: neither this process's Spark nor its threads."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK_", "SPARK_")) and "_NUM_THREADS" not in k}
-    return kept | {"PYTHONPATH": str(ROOT / "lib")}
-
-
 @dataclass
 class Job:
     """jobs/NAME.py in a process group of its own; several starts write to one log."""
@@ -78,7 +73,7 @@ class Job:
             self.process = subprocess.Popen(
                 [*self.wrapper, sys.executable, *program, *options, *sets],
                 cwd=self.log.parent,
-                env=_environment(),
+                env=quick.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -14,10 +14,9 @@ from pathlib import Path
 import pyspark
 
 from chaos.processes import processes, wait_until
+from quick import SHORT_JVM
 
 SPARK_HOME = Path(pyspark.__file__).parent
-JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""A JVM that lives for a minute: quick to start rather than quick later."""
 
 
 def clean_environment(home: Path, **more: str) -> dict[str, str]:
@@ -123,7 +122,7 @@ class Cluster:
             "SPARK_HOME": str(SPARK_HOME),
             "SPARK_LOCAL_IP": "127.0.0.1",
             "SPARK_LOCAL_DIRS": str(folder / "tmp"),
-            "SPARK_DAEMON_JAVA_OPTS": JVM,
+            "SPARK_DAEMON_JAVA_OPTS": SHORT_JVM,
             "SPARK_DAEMON_MEMORY": "256m",
         }
         return Host(folder, environment)

@@ -8,8 +8,9 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import quick
 from chaos.processes import ROOT
-from cluster.standalone import JVM, SPARK_HOME, Cluster, Host
+from cluster.standalone import SPARK_HOME, Cluster, Host
 
 DIST = ROOT / "dist"
 PROPERTIES = ROOT / "conf" / "cluster" / "foldin.properties"
@@ -20,14 +21,14 @@ SMALL = {
     "spark.executor.memory": "1g",
     "spark.executor.cores": "1",
     "spark.sql.shuffle.partitions": "2",
-    "spark.databricks.delta.snapshotPartitions": "2",
-    "spark.driver.extraJavaOptions": JVM,
-    "spark.executor.extraJavaOptions": JVM,
+    "spark.driver.extraJavaOptions": quick.SHORT_JVM,
+    "spark.executor.extraJavaOptions": quick.SHORT_JVM,
     # All on loopback; the JARs come from this user's cache.
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.jars.ivy": str(Path.home() / ".ivy2.5.2"),
     "spark.ui.enabled": "false",
+    **quick.SETTINGS,
 }
 
 

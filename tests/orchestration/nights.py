@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import os
 import shlex
 import shutil
 import sqlite3
@@ -26,18 +25,13 @@ HERE = Path(__file__).parent
 PATIENCE = 240
 """Seconds after which a wait has failed."""
 
-JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-"""A JVM that lives for some seconds (not the warm one): quick to start rather than quick later."""
-
 GOOD = ("judge.k=5", "judge.least_users=10", "judge.holdout=0.24")  # a little less than the late slices have
 BAD = ("train.reg_param=1000.0", "train.alpha=0.0001")  # all of its factors are next to nothing
 
 
 def environment(**more: str) -> dict[str, str]:
-    """As after a plain login: neither this process's Spark nor its threads, nor another Airflow."""
-    ours = ("PYSPARK_", "SPARK_", "AIRFLOW", "FOLDIN_", "PYTEST_")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours) and "_NUM_THREADS" not in k}
-    return kept | {"PYTHONPATH": f"{ROOT / 'lib'}", "JDK_JAVA_OPTIONS": JVM} | more
+    """As after a plain login; all but the warm JVM live for some seconds."""
+    return quick.environment(**{"JDK_JAVA_OPTIONS": quick.SHORT_JVM} | more)
 
 
 def purchase(event_id: str, user: str, item: str, day: int) -> str:

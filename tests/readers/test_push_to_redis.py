@@ -20,6 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from readers_world import Lived, config_of
 from redis_server import RedisServer
 
+import quick
 from foldin.adoption import bring_into_force
 from foldin.compaction import compact
 from foldin.errors import ConfigError, FoldinError, StateMismatchError
@@ -295,14 +296,9 @@ def test_a_query_is_named_as_a_folder_may_be(tables: Tables) -> None:
 
 def options(tables: Tables, *more: str) -> list[str]:
     settings = ["spark.master='local[2]'", "spark.conf.spark.driver.memory=1g", f"tables.root={tables.root}", *more]
+    settings += [f"spark.conf.{key}={value}" for key, value in quick.SETTINGS.items()]
     settings += ["fold_in.max_files_per_trigger=1", "metrics.flush_seconds=0.5"]
     return [word for setting in settings for word in ("--set", setting)]
-
-
-def environment(url: str) -> dict[str, str]:
-    """As after a plain login: neither this process's Spark nor its threads."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYSPARK_", "SPARK_")) and "_NUM_THREADS" not in k}
-    return kept | {"PYTHONPATH": str(ROOT / "lib"), "FOLDIN_REDIS_URL": url}
 
 
 def test_a_job_that_is_killed_midway_leaves_the_same_lists_and_no_word_of_the_password(
@@ -312,12 +308,11 @@ def test_a_job_that_is_killed_midway_leaves_the_same_lists_and_no_word_of_the_pa
     server = RedisServer(tmp_path / "redis", PASSWORD)
     server.start()
     command = [sys.executable, "jobs/push_to_redis.py", *options(tables)]
+    environment = quick.environment(FOLDIN_REDIS_URL=server.url, JDK_JAVA_OPTIONS=quick.SHORT_JVM)
     said = tmp_path / "said.log"
     try:
         with said.open("ab") as log:
-            job = subprocess.Popen(
-                command, cwd=ROOT, env=environment(server.url), stdout=log, stderr=log, start_new_session=True
-            )
+            job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
             try:
                 client = server.client()
                 deadline = time.monotonic() + SECONDS
@@ -331,7 +326,7 @@ def test_a_job_that_is_killed_midway_leaves_the_same_lists_and_no_word_of_the_pa
         done = subprocess.run(
             [*command, "--once"],
             cwd=ROOT,
-            env=environment(server.url),
+            env=environment,
             capture_output=True,
             text=True,
             timeout=SECONDS,

@@ -57,7 +57,7 @@ def spark(endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     folder = tmp_path_factory.mktemp("spark")
     conf = quick.SETTINGS | {
         "spark.sql.warehouse.dir": str(folder / "warehouse"),
-        "spark.driver.extraJavaOptions": f"{quick.JVM} -Dderby.system.home={folder}",
+        "spark.driver.extraJavaOptions": f"{quick.SHORT_JVM} -Dderby.system.home={folder}",
         "spark.driver.memory": "2g",
     }
     sets = ["spark.master='local[2]'", *of_endpoint(endpoint), *(f"spark.conf.{k}='{v}'" for k, v in conf.items())]
