@@ -43,6 +43,12 @@ def test_latest_goes_by_position_and_never_by_clock_or_order_of_writing(spark):
     assert_df_equality(found, wanted, ignore_row_order=True, ignore_nullable=True)
 
 
+def test_between_rows_of_one_position_the_one_made_last_is_the_latest(spark):
+    days = (3, 1, 5, 2, 4)
+    rows = factor_rows(spark, *(("m", "u", float(day), 9, 5, f"2025-01-0{day} 00:00:00") for day in days))
+    assert [row["x"] for row in latest(rows).selectExpr("factors[0] as x").collect()] == [5.0]
+
+
 def test_a_transaction_is_applied_once_and_another_one_is_not_mistaken_for_it(spark, tables):
     row = factor_rows(spark, ("m", "u", 1.0, 1, -1, "2025-01-01 00:00:00"))
     for transaction in (Transaction("q1", 0), Transaction("q1", 0), Transaction("q1", 1), Transaction("q2", 0)):

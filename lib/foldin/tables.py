@@ -257,7 +257,8 @@ def latest(rows: DataFrame) -> DataFrame:
     """Of the rows of each (model_version, user_id), the one that includes most of `events`.
 
     Ordered by the position that the row carries, never by a batch id or a clock: a replay, a restart or
-    a lost checkpoint cannot bring an older row to the front.
+    a lost checkpoint cannot bring an older row to the front. The clock decides only between rows of one position,
+    which are the same but for lists that were made anew with another `top_n`.
     """
-    newest = F.max_by(F.struct("*"), F.struct("events_version", "events_index"))
+    newest = F.max_by(F.struct("*"), F.struct("events_version", "events_index", "folded_at"))
     return rows.groupBy("model_version", "user_id").agg(newest.alias("row")).select("row.*")
