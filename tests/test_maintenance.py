@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from foldin import maintenance
 from foldin.compaction import compact
 from foldin.errors import LeaseError, MissingModelError, StateMismatchError
 from foldin.leases import Lease
@@ -80,6 +82,17 @@ def test_a_retirement_that_was_killed_half_way_is_finished(folded, config):
     Registry(folded).retire(candidate, reason="killed after this")
     maintain(folded, config)
     assert candidate not in versions_in(folded, USER_FACTORS)
+
+
+def test_rows_of_a_training_that_was_killed_go_after_a_week_and_no_others(folded, config, monkeypatch):
+    active = Registry(folded).active_version()
+    for spec in (ITEM_FACTORS, USER_FACTORS):  # killed before it wrote its lists and its row in `models`
+        folded.append(folded.read(spec).withColumn("model_version", F.lit("killed")), spec)
+    maintain(folded, config)
+    assert versions_in(folded, ITEM_FACTORS) == versions_in(folded, USER_FACTORS) == {active, "killed"}
+    monkeypatch.setattr(maintenance, "_ABANDONED_DAYS", 0)
+    maintain(folded, config)
+    assert versions_in(folded, ITEM_FACTORS) == versions_in(folded, USER_FACTORS) == {active}
 
 
 def test_the_model_that_the_streams_last_batch_had_pinned_is_kept(folded, make_config):

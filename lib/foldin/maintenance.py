@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +41,7 @@ _RETAIN_AS_TOLD = (
     "spark.databricks.delta.retentionDurationCheck.enabled",
 )
 _AT_ONCE = 3  # tables
+_ABANDONED_DAYS = 7  # nobody trains for so long between a model's first rows and its row in `models`
 _LEAST_HOURS = 24  # readers that hold a snapshot: a training of hours, a query of minutes
 
 
@@ -140,9 +142,25 @@ def _retire(tables: Tables, keep: int) -> tuple[str, ...]:
         except PromotionConflictError as error:  # the next run will
             log.info("model %s is not retired now: %s", model_version, error)
             old.remove(model_version)
-    # Also those of a run that was killed between the two steps.
-    drop_models(tables, [*old, *(row.model_version for row in standing if row.status == "retired")])
+    # Also those of a run that was killed between the two steps, and of trainings that were.
+    retired = (row.model_version for row in standing if row.status == "retired")
+    drop_models(tables, [*old, *retired, *_abandoned(tables, {row.model_version for row in standing})])
     return tuple(old)
+
+
+def _abandoned(tables: Tables, known: Collection[str]) -> list[str]:
+    """Versions that `models` does not know, and to which nothing was added for days: their trainings were killed."""
+    newest = F.max("_metadata.file_modification_time")
+    old = newest < F.current_timestamp() - F.make_dt_interval(F.lit(_ABANDONED_DAYS))
+    found = Counter[str]()
+    for spec in _MODEL_TABLES:
+        rows = tables.read(spec).where(~F.col("model_version").isin(*known)).groupBy("model_version").agg(old)
+        for version, is_old in rows.collect():
+            found[version] += int(not is_old)
+    versions = [version for version, young in found.items() if young == 0]
+    for version in versions:
+        log.info("model %s: its training was killed more than %d days ago; its rows go", version, _ABANDONED_DAYS)
+    return versions
 
 
 def drop_models(tables: Tables, gone: Sequence[str]) -> None:
