@@ -45,6 +45,15 @@ def test_an_attempt_that_appended_nothing_is_made_good_by_the_next(tables, rows)
     assert tables.read(EVENTS).count() == 2
 
 
+def test_ids_with_line_separators_stand_in_the_log_as_they_are_and_do_not_break_it(tables, events_frame):
+    rows = events_frame(bought("\u2028a", "\u2029u", "\u0085i"), bought("b\u2028", "v\x1c", "j\x0c"))
+    first = attempt(tables, first=True)
+    first.append(tables, rows, EVENTS)
+    again(first).append(tables, rows, EVENTS)
+    assert again(first).committed(tables, EVENTS).rows == 2
+    assert tables.read(EVENTS).count() == 2
+
+
 @pytest.mark.parametrize(("batch_id", "query"), [(4, "q"), (3, "r"), (33, "q")])
 def test_another_batch_or_query_is_not_mistaken_for_it(tables, rows, batch_id, query):
     before = attempt(tables, batch_id, query=query, first=False)

@@ -8,13 +8,13 @@ import time
 import pytest
 from pyspark.sql import functions as F
 
-from foldin import cuts
+from foldin import cuts, gate
 from foldin.adoption import bring_into_force
 from foldin.compaction import compact
 from foldin.cuts import cut_at
 from foldin.errors import ConfigError, LeaseError, RejectedModelError
 from foldin.fitting import EmptyTrainingCutError
-from foldin.gate import check
+from foldin.gate import admit, check
 from foldin.leases import Lease
 from foldin.registry import Registry
 from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, USER_FACTORS, Position
@@ -142,6 +142,15 @@ def test_a_name_is_trained_once_and_the_second_time_goes_on_where_the_first_one_
     assert check(tables, config, "night")
     assert bring_into_force(tables, config, "night", reason="twice")
     assert tables.read(MODELS).count() == models
+
+
+def test_a_model_in_force_is_admitted_whatever_it_would_be_judged_now(tables, config, between, monkeypatch):
+    train(tables, config, name="night")
+    train(tables, config, activate=False, name="next")
+    monkeypatch.setattr(gate, "verdict", lambda *_: "judgement is worse")
+    assert admit(tables, config, "night")
+    with pytest.raises(RejectedModelError, match="stays a candidate"):
+        admit(tables, config, "next")
 
 
 def test_what_a_killed_training_left_under_the_name_goes_before_it_is_trained_again(

@@ -16,7 +16,7 @@ from foldin.cli import setup_logging
 from foldin.config import load_config
 from foldin.errors import ConfigError, reason_of
 from foldin.redaction import hide, is_secret, remember
-from foldin.secrets import fill
+from foldin.secrets import check_secret, fill
 
 SECRET = "hunter2-4711"
 HOW = 'put it into the environment or a file and write "${env:NAME}" or "${file:/path}" here'
@@ -91,6 +91,14 @@ def test_a_secret_of_spark_that_is_written_out_is_refused_and_not_repeated(
 @pytest.mark.parametrize("value", ["${env:NAME}", "${file:/run/secrets/name}", " ${file:name} "])
 def test_a_reference_is_accepted_and_not_looked_up_before_it_is_used(key: str, value: str) -> None:
     assert load_config(sets=[conf(key, value)]).spark.conf == {key: value}
+
+
+@pytest.mark.parametrize("equals", ["=", " =", "= ", "  =  "])
+def test_a_reference_in_a_jaas_line_may_have_blanks_about_it_and_a_secret_may_not(equals: str) -> None:
+    line = 'org.apache.Login required username="u" password{equals}"{value}";'
+    check_secret("sasl.jaas.config", line.format(equals=equals, value="${env:P}"))
+    with pytest.raises(ValueError, match="holds a secret"):
+        check_secret("sasl.jaas.config", line.format(equals=equals, value=SECRET))
 
 
 @pytest.mark.parametrize(("key", "value"), PLAIN.items())

@@ -58,7 +58,7 @@ class Checkpoint:
         text = self.read(f"offsets/{batch_id}") if batch_id >= 0 else None
         if text is None:
             return None
-        data = self.parsed(f"offsets/{batch_id}", text.splitlines()[2])  # version, metadata, then one line a source
+        data = self.parsed(f"offsets/{batch_id}", text.split("\n")[2])  # version, metadata, then one line a source
         position = Position(int(data["reservoirVersion"]), int(data["index"]))
         return Offset(position, bool(data["isStartingVersion"]))
 

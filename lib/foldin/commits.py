@@ -87,9 +87,10 @@ class CommitLog:
 
     def oldest(self) -> Commit:
         """The first commit that the log still has."""
-        names = (name.removesuffix(".json") for name in self._folder.list("") if name.endswith(".json"))
-        commit = self.commit(min(int(name) for name in names if name.isdigit()))
-        assert commit is not None  # Delta never deletes its newest
+        commit = None
+        while commit is None:  # trimmed between the two looks; Delta never deletes its newest
+            names = (name.removesuffix(".json") for name in self._folder.list("") if name.endswith(".json"))
+            commit = self.commit(min(int(name) for name in names if name.isdigit()))
         return commit
 
     def settle(self) -> None:
@@ -145,7 +146,8 @@ def parse_commit(version: int, text: str, location: str) -> Commit:
     """A commit of the table at `location`, from the text of its log file."""
     metadata, transactions, rows, at, changes = "", {}, 0, 0.0, False
     files: list[AppendedFile] = []
-    for line in text.splitlines():
+    # Not `splitlines`: Delta writes U+2028 and the like, which ids may hold, into its statistics as they are.
+    for line in text.split("\n"):
         action: dict[str, Any] = json.loads(line) if line.startswith(_ACTIONS) else {}
         if "commitInfo" in action:
             info = action["commitInfo"]

@@ -79,8 +79,9 @@ def _version_in_log(tables: Tables, newest: int, until: dt.datetime) -> int | No
     A commit comes after the stamp of its rows, so by one clock the first says the second; the rows say it by any.
     """
     commits = CommitLog(tables, EVENTS)
-    low, high = commits.oldest().version, newest
-    if commits.oldest().at >= until.timestamp():
+    oldest = commits.oldest()
+    low, high = oldest.version, newest
+    if oldest.at >= until.timestamp():
         return None
     while low < high:
         middle = (low + high + 1) // 2

@@ -78,7 +78,17 @@ def maintain(tables: Tables, config: Config) -> Maintained:
             )
     files = {name: merged for name, (merged, _) in done.items()}
     retention = {name: hours for name, (_, hours) in done.items()}
+    _clear_fits(tables)
     return Maintained(tuple(upgraded), retired, files, retention)
+
+
+def _clear_fits(tables: Tables) -> None:
+    """Delete the checkpoints of fits of long ago: MLlib keeps each fit's last one."""
+    fits = Checkpoint(tables.spark, tables.path("_checkpoints", "als"))
+    for name in fits.list(""):
+        modified = fits.modified_if_there(name)
+        if modified is not None and time.time() - modified > _ABANDONED_DAYS * 86_400:
+            fits.delete(name)
 
 
 def look_after(tables: Tables, config: Config, spec: TableSpec) -> tuple[tuple[int, int], int]:

@@ -262,8 +262,16 @@ class _Swaps:
             self._in_force, self._tidy = promotion.sequence, -1
             log.info("readers see the lists of model %s", promotion.model_version)
         if self._in_force >= 0 and self._tidy != self._turn:
-            self._lists.drop(self.retired)
+            self._lists.drop(self.retired | self._abandoned())
             self._tidy = self._turn
+
+    def _abandoned(self) -> set[str]:
+        """Models of which Redis holds lists, and the tables neither a list nor a row: `maintain` dropped them."""
+        unknown = self._lists.versions() - {row.model_version for row in self._registry.standing()}
+        if not unknown:
+            return set()
+        rows = self._tables.read(RECOMMENDATIONS).where(F.col("model_version").isin(*unknown))
+        return unknown - {row["model_version"] for row in rows.select("model_version").distinct().collect()}
 
     def _has_read(self, until: int) -> bool:
         """Whether all rows are in Redis that `recommendations` got up to that Delta version."""

@@ -227,6 +227,12 @@ class RedisLists:
         self.client.set(self._popular(model_version), json.dumps({"source": "popularity", "items": items}))
         self._ask("swap", query_id, sequence, model_version)
 
+    def versions(self) -> set[str]:
+        """The models of which it holds lists."""
+        start = f"{self.prefix}:lists:"
+        literal = re.sub(r"([][*?^\\])", r"\\\1", start)
+        return {str(key).removeprefix(start) for key in self.client.scan_iter(f"{literal}*", count=1000)}
+
     def drop(self, model_versions: Iterable[str]) -> None:
         """Forget models, but never the one that readers see."""
         active = self.client.hget(self._control, "model_version")

@@ -24,7 +24,7 @@ _REFERENCE = re.compile(r"\$\{(?:env:(?P<env>[A-Za-z_][A-Za-z0-9_]*)|file:(?P<fi
 _HOW = 'put it into the environment or a file and write "${env:NAME}" or "${file:/path}" here'
 # An option of a JAAS line that holds a secret, with a value that is not wholly a reference.
 _JAAS_SECRET = re.compile(
-    r"""[\w.]*(password|passphrase|secret)[\w.]*["']?\s*=\s*(?!["']?\$\{(env|file):[^{}]+\}["']?(\s|;|$))""",
+    r"""[\w.]*(password|passphrase|secret)[\w.]*["']?\s*=(?!\s*["']?\$\{(env|file):[^{}]+\}["']?(\s|;|$))""",
     re.IGNORECASE,
 )
 # What stands before a secret within a longer value: an assignment, or the user of a URL.

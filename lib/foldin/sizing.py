@@ -141,14 +141,16 @@ def size(load: Load, *, cores: int | None = None) -> Size:
     if cores is not None and cores < 1:
         raise ConfigError(f"--cores {cores}: must be greater than 0")
     a_second = _work(load, load.events_per_second)
-    cores = max(2, math.ceil(a_second / _BUSY)) if cores is None else cores
+    if cores is None:
+        cores = max(2, math.ceil(a_second / _BUSY))
+        cores = cores if cores < 4 else 4 * math.ceil(cores / 4)  # a cluster starts whole executors only
     if a_second >= cores:
         raise ConfigError(f"--cores {cores}: too few, this rate keeps {math.ceil(a_second)} busy; take twice as many")
     partitions = cores * max(1, math.ceil(load.users / (_USERS_A_PARTITION * cores)))
     if partitions > _MOST_PARTITIONS:
         raise ConfigError(f"{partitions} state partitions are needed, one stream has at most {_MOST_PARTITIONS}")
-    an_executor = min(cores, 4)
-    executors = math.ceil(cores / an_executor)
+    an_executor = next(n for n in (4, 3, 2, 1) if cores % n == 0)
+    executors = cores // an_executor
     trigger = max(1, math.ceil(_steady(load, cores)))
     events = load.events_per_second * trigger
     state = load.users * load.stored_events / _MEASURED_EVENTS * (_SEEN if load.lists else 1.0)

@@ -83,14 +83,14 @@ class BatchFiles:
 
     def _log_offset(self, batch_id: int) -> int:
         text = self.checkpoint.read(f"offsets/{batch_id}") if batch_id >= 0 else None
-        line = text.splitlines()[2] if text is not None else "-"  # version, metadata, then one line a source
+        line = text.split("\n")[2] if text is not None else "-"  # version, metadata, then one line a source
         return int(json.loads(line)["logOffset"]) if line != "-" else -1
 
     def _entries(self, number: int) -> list[str]:
         text = self.checkpoint.read(f"sources/0/{number}")
         if text is None:  # every tenth file holds all entries so far
             text = self.checkpoint.read(f"sources/0/{number}.compact") or ""
-        lines = text.splitlines()[1:]
+        lines = text.split("\n")[1:]  # not `splitlines`: a path may hold U+2028
         entries = [json.loads(line) for line in lines if line.endswith(f'"batchId":{number}}}')]
         return [str(entry["path"]) for entry in entries]
 
@@ -103,7 +103,7 @@ class BatchFiles:
             if leaf.getClass().getSimpleName() == "LogicalRelation":
                 # One call for all of them: going through Java's array would take one a file.
                 text = jvm.org.apache.hadoop.util.StringUtils.join("\n", leaf.relation().inputFiles())
-                found |= {_plain(file) for file in text.splitlines()}
+                found |= {_plain(file) for file in text.split("\n")}
         return found
 
     def _faults(self, files: list[str]) -> dict[str, str]:

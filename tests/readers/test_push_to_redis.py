@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from readers_world import Lived, config_of
 from redis_server import RedisServer
 
@@ -25,6 +26,7 @@ from foldin.adoption import bring_into_force
 from foldin.compaction import compact
 from foldin.errors import ConfigError, FoldinError, StateMismatchError
 from foldin.fold_in import FoldIn
+from foldin.maintenance import drop_models
 from foldin.pushing import Push
 from foldin.reading import latest_recommendations, popular_items
 from foldin.redis_lists import RedisLists, Target
@@ -256,6 +258,19 @@ def test_a_reader_that_never_rests_finds_a_list_of_one_model_for_everybody_throu
     order = [version for version, _ in itertools.groupby(seen, key=lambda answer: answer[0])]
     assert order == [lived.active, third, lived.active, third]
     assert in_redis(server, third) == in_tables(tables, third)
+
+
+def test_lists_of_a_training_that_was_killed_go_once_its_rows_have_gone(
+    tables: Tables, lived: Lived, server: RedisServer
+) -> None:
+    rows = tables.read(RECOMMENDATIONS).where(F.col("model_version") == lived.active)
+    tables.append(rows.withColumn("model_version", F.lit("killed")), RECOMMENDATIONS)
+    kept = {lived.before, lived.active, lived.candidate}
+    pusher(tables, server).run(once=True)
+    assert versions_in(server) == kept | {"killed"}  # for all that Redis knows, it is being trained
+    drop_models(tables, ["killed"])
+    pusher(tables, server).run(once=True)
+    assert versions_in(server) == kept
 
 
 def test_a_redis_that_was_emptied_is_refused_and_filled_anew(tables: Tables, lived: Lived, server: RedisServer) -> None:
