@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 def _add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", metavar="FILE", help="TOML file with the settings that differ from the default")
     command.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets")
+    command.add_argument("--mapping", metavar="NAME|FILE", help="as for the jobs: its [settings] stand below FILE's")
     command.add_argument("--root", metavar="FOLDER", help="short for --set tables.root=FOLDER")
 
 
@@ -106,13 +107,13 @@ def _demo(options: argparse.Namespace) -> int:
 @contextmanager
 def _opened(options: argparse.Namespace, *, create: bool) -> Iterator[tuple[Tables, Config]]:
     """The tables that the options name, with a session that is quiet about its start."""
-    from foldin.config import load_config
+    from foldin.mapping import load_settings
     from foldin.session import build_session
     from foldin.storage import check_catalog
     from foldin.tables import Tables
 
     root = [f"tables.root={json.dumps(options.root)}"] if options.root is not None else []
-    config = load_config(options.config, [*options.sets, *root])
+    config, _ = load_settings(options.config, [*options.sets, *root], options.mapping)
     with tempfile.TemporaryDirectory() as folder:  # Ivy and Spark's launcher print a page on stderr
         spark = build_session(config, log_file=Path(folder) / "spark.log")
         check_catalog(spark, config.tables)

@@ -52,7 +52,7 @@ def test_a_first_night_trains_on_what_was_there_and_brings_the_model_into_force(
     (candidate, active) = found["models"]
     assert (candidate[1], candidate[2]) == ("candidate", 160)  # of 200 events: those of the first two slices
     assert active[1] == "active"
-    assert active[4].startswith("trained by foldin_nightly")
+    assert active[4].startswith("foldin_nightly")
     assert len(found["lists"]) == 40
 
 
@@ -187,7 +187,7 @@ def test_the_command_lines_are_those_of_the_nights_kind() -> None:
         f"{command} status --json",
         f".venv/bin/python jobs/train.py --no-activate --as {night} --until 2026-01-02T03:00:00+00:00",
         f"{command} gate {night}",
-        f"{command} activate {night} --reason 'trained by foldin_nightly' --wait 60 --gated",
+        f"{command} activate {night} --reason foldin_nightly --wait 60 --gated",
         ".venv/bin/python jobs/recommend.py",
         ".venv/bin/python jobs/maintain.py",
     ]

@@ -28,7 +28,7 @@ def night(installation: Installation, *words: str, sets: tuple[str, ...] = ()) -
         FOLDIN_OPTIONS=shlex.join(installation.settings(*sets)),
         FOLDIN_LOCK=str(installation.folder / "lock"),
         FOLDIN_RETRIES="0",
-        FOLDIN_ALERT=f"echo '{TOLD}'",
+        FOLDIN_ALERT=f'echo "{TOLD}$1, $(wc -l) line"',
     )
     lines = done.stdout.splitlines()
     return Night(done.returncode, done.stdout, told=tuple(line for line in lines if line.startswith(TOLD)))
@@ -59,7 +59,8 @@ def test_a_night_whose_model_is_judged_worse_ends_with_10_and_says_so(ingested: 
     done = night(installation, sets=BAD)
     assert done.code == 10, done.output
     assert len(done.told) == 1
-    assert done.told[0].endswith("exit code 10, the model is judged worse, or is older, than the one that serves")
+    assert done.told[0].endswith("the model is judged worse, or is older, than the one that serves, 1 line")
+    assert ": exit code 10, " in done.told[0]
     assert "foldin-nightly: upkeep" in done.output
     assert installation.look()["active"] == serving
 
@@ -68,7 +69,7 @@ def test_a_date_before_all_events_ends_with_1_and_the_reason(ingested: Installat
     done = night(copy_of(ingested), "2001-02-03")
     assert done.code == 1
     assert "no event was ingested before 2001-02-04T00:00:00+00:00" in done.output
-    assert done.told == (f"{TOLD} train of 2001-02-03: exit code 1, failed",)
+    assert done.told == (f"{TOLD}train of 2001-02-03: exit code 1, failed, 1 line",)
 
 
 def test_a_night_beside_another_one_is_refused_with_8(ingested: Installation, copy_of: Copy) -> None:

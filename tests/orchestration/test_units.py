@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -76,6 +77,30 @@ def test_the_nightly_unit_runs_the_script_and_takes_a_kept_model_for_no_failure(
     script = ROOT / Path(service["ExecStart"]).relative_to("/opt/foldin")
     assert script.stat().st_mode & 0o111
     assert service["SuccessExitStatus"] == "10"
+
+
+def test_an_alert_tells_how_the_unit_failed_by_its_input_and_as_an_argument(tmp_path):
+    (tmp_path / "systemctl").write_text('#!/bin/sh\n[ "$4" = foldin-ingest.service ] && printf "exit-code\\n4\\n"\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    service = unit(FOLDER / "systemd" / "foldin-alert@.service")["Service"]
+    script, name = service["ExecStart"].split()
+    assert name == "%i"
+    done = subprocess.run(
+        [ROOT / Path(script).relative_to("/opt/foldin"), "foldin-ingest.service"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FOLDIN_ALERT": 'cat; echo "<$1>"'},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    line = "foldin-ingest.service failed: exit-code 4"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [f"foldin: {line}", line, f"<{line}>"]
+
+
+def test_cron_starts_the_streams_with_the_options_of_the_night():
+    lines = (FOLDER / "cron" / "crontab").read_text().splitlines()
+    streams = [line for line in lines if line.startswith("* * * * *")]
+    assert len(streams) == 2
+    assert all(" $FOLDIN_OPTIONS " in line for line in streams)
+    assert any(line.startswith("FOLDIN_OPTIONS=") for line in lines)
 
 
 @pytest.mark.parametrize("job", sorted(set(re.findall(r"\$\{jobs\}(\w+\.py)", SCRIPT))))

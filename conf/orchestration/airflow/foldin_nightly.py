@@ -7,7 +7,8 @@ that is made again goes on where the first one ended; a run for an old date trai
 Airflow variables, looked up at each task (or AIRFLOW_VAR_NAME in the environment of the workers):
 
     foldin_home       folder in which the commands run                                  /opt/foldin
-    foldin_jobs       what stands before a job's name: python, spark-submit, ssh        .venv/bin/python jobs/
+    foldin_jobs       what stands before a job's name: python, spark-submit, or         .venv/bin/python jobs/
+                      ssh HOST cd /opt/foldin '&&' .venv/bin/python jobs/
     foldin_commands   what stands before a command's name                               .venv/bin/python -m foldin
     foldin_options    for all of them: --config /etc/foldin/cluster.toml
     foldin_wait       minutes for the running stream to adopt a model                   60
@@ -187,7 +188,7 @@ with DAG(
         task_id="await_adoption",
         command=command(
             "activate",
-            f"{MODEL} --reason 'trained by {{{{ dag_run.dag_id }}}}'"
+            f"{MODEL} --reason {{{{ dag_run.dag_id }}}}"
             " --wait {{ var.value.get('foldin_wait', '60') }}{% if not params.force %} --gated{% endif %}",
         ),
         skips={10},  # somebody promoted a newer one in between
