@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 import pytest
 
 from foldin.__main__ import main
+from foldin.config import conf_dir
 from foldin.schemas import EVENTS, INGEST_LOG, METRICS, MODELS
 from foldin.screen import render
 from foldin.status import freshness_of, health
@@ -36,6 +37,15 @@ def test_an_empty_root_is_said_to_be_one_exits_3_and_stays_empty(spark, tmp_path
 
 def test_a_bad_setting_exits_2(capsys):
     assert main(["status", "--set", "alarm.lag_second=3"]) == 2
+    assert "did you mean alarm.lag_seconds?" in capsys.readouterr().err
+
+
+def test_commands_take_a_mapping_and_its_settings_as_jobs_do(spark, tmp_path, capsys):
+    assert main(["status", "--root", str(tmp_path / "nothing here"), "--mapping", "movielens"]) == 3
+    shipped = (conf_dir() / "datasets" / "movielens.toml").read_text()
+    (tmp_path / "mine.toml").write_text(f"{shipped}\n[settings.alarm]\nlag_second = 3\n")
+    capsys.readouterr()
+    assert main(["status", "--mapping", str(tmp_path / "mine.toml")]) == 2
     assert "did you mean alarm.lag_seconds?" in capsys.readouterr().err
 
 
