@@ -230,8 +230,7 @@ class RedisLists:
     def versions(self) -> set[str]:
         """The models of which it holds lists."""
         start = f"{self.prefix}:lists:"
-        literal = re.sub(r"([][*?^\\])", r"\\\1", start)
-        return {str(key).removeprefix(start) for key in self.client.scan_iter(f"{literal}*", count=1000)}
+        return {str(key).removeprefix(start) for key in self.client.scan_iter(f"{start}*", count=1000)}
 
     def drop(self, model_versions: Iterable[str]) -> None:
         """Forget models, but never the one that readers see."""

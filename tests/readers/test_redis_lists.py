@@ -134,6 +134,15 @@ def test_a_query_that_finds_its_lists_lost_is_told(lists: RedisLists) -> None:
         lists.check("q", 1)
 
 
+def test_it_says_of_which_models_it_holds_lists_under_its_own_prefix(server: RedisServer) -> None:
+    mine, other = (RedisLists(server.client(), prefix) for prefix in ("{shop}.1", "{shop}-1"))
+    assert mine.versions() == set()
+    mine.put("m1", [("u", a_list(1))])
+    mine.put("m:2", [("u", a_list(1))])
+    other.put("m3", [("u", a_list(1))])
+    assert mine.versions() == {"m1", "m:2"}
+
+
 def test_a_new_query_takes_over_and_the_one_before_is_told(lists: RedisLists) -> None:
     lists.check("old", -1)
     lists.put("one", [("u", a_list(1))])
