@@ -112,7 +112,7 @@ def test_what_only_sounds_like_a_secret_is_a_setting_like_any_other(key: str, va
         ("spark.hadoop.javax.jdo.option.ConnectionURL", JDBC + SECRET, f"holds a secret: {HOW}"),
         ("spark.hadoop.fs.defaultFS", f"s3a://me:{SECRET}@shop", f"holds a secret: {HOW}"),
         ("spark.hadoop.fs.defaultFS", f"s3a://me:{SECRET}/with/slash@shop", f"holds a secret: {HOW}"),
-        ("spark.jars.repositories", f"https://me:{SECRET}@jars.example.com/maven", ON_COMMAND_LINE),
+        ("spark.jars.repositories", f"https://me:{SECRET}@jars.example.com/all", ON_COMMAND_LINE),
         ("spark.jars.repositories", "${env:JARS}", ON_COMMAND_LINE),
         ("spark.driver.extraJavaOptions", f"-Djavax.net.ssl.trustStorePassword={SECRET}", ON_COMMAND_LINE),
         ("spark.executor.extraJavaOptions", "-Djavax.net.ssl.trustStorePassword=${env:P}", ON_COMMAND_LINE),

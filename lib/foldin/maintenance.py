@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -162,12 +161,12 @@ def _abandoned(tables: Tables, known: Collection[str]) -> list[str]:
     """Versions that `models` does not know, and to which nothing was added for days: their trainings were killed."""
     newest = F.max("_metadata.file_modification_time")
     old = newest < F.current_timestamp() - F.make_dt_interval(F.lit(_ABANDONED_DAYS))
-    found = Counter[str]()
+    resting, young = set[str](), set[str]()
     for spec in _MODEL_TABLES:
         rows = tables.read(spec).where(~F.col("model_version").isin(*known)).groupBy("model_version").agg(old)
         for version, is_old in rows.collect():
-            found[version] += int(not is_old)
-    versions = [version for version, young in found.items() if young == 0]
+            (resting if is_old else young).add(version)
+    versions = sorted(resting - young)
     for version in versions:
         log.info("model %s: its training was killed more than %d days ago; its rows go", version, _ABANDONED_DAYS)
     return versions

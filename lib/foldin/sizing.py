@@ -34,6 +34,7 @@ _SEEN = 1.25  # times the state with lists: 8 bytes an item beside 41 an event (
 _MEASURED_EVENTS, _MEASURED_ITEMS, _MEASURED_RANK, _BOUND = 30, 50_000, 64, 256
 _MEASURED_USERS = {False: 4_000_000, True: 1_000_000}
 _USERS_A_PARTITION = 2_000_000
+_CORES_AN_EXECUTOR = 4  # at most
 _MOST_PARTITIONS = 10_000  # what fold_in.state_partitions takes
 _BUSY = 0.5  # share of the cores' time that the rate may take: the rest is for peaks, upkeep and adoption
 _INGEST = 2 * measured("ingest, 541,909 rows of Online Retail").value / 541_909  # core seconds a row, start included
@@ -143,13 +144,14 @@ def size(load: Load, *, cores: int | None = None) -> Size:
     a_second = _work(load, load.events_per_second)
     if cores is None:
         cores = max(2, math.ceil(a_second / _BUSY))
-        cores = cores if cores < 4 else 4 * math.ceil(cores / 4)  # a cluster starts whole executors only
+        if cores > _CORES_AN_EXECUTOR:  # a cluster starts whole executors only
+            cores = _CORES_AN_EXECUTOR * math.ceil(cores / _CORES_AN_EXECUTOR)
     if a_second >= cores:
         raise ConfigError(f"--cores {cores}: too few, this rate keeps {math.ceil(a_second)} busy; take twice as many")
     partitions = cores * max(1, math.ceil(load.users / (_USERS_A_PARTITION * cores)))
     if partitions > _MOST_PARTITIONS:
         raise ConfigError(f"{partitions} state partitions are needed, one stream has at most {_MOST_PARTITIONS}")
-    an_executor = next(n for n in (4, 3, 2, 1) if cores % n == 0)
+    an_executor = next(n for n in range(_CORES_AN_EXECUTOR, 0, -1) if cores % n == 0)
     executors = cores // an_executor
     trigger = max(1, math.ceil(_steady(load, cores)))
     events = load.events_per_second * trigger
