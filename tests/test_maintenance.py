@@ -91,6 +91,9 @@ def test_rows_of_a_training_that_was_killed_go_after_a_week_and_no_others(folded
     maintain(folded, config)
     assert versions_in(folded, ITEM_FACTORS) == versions_in(folded, USER_FACTORS) == {active, "killed"}
     monkeypatch.setattr(maintenance, "_ABANDONED_DAYS", 0)
+    with Lease.of_job(folded, "train", 30):  # of a training that may have taken up the name
+        maintain(folded, config)
+    assert versions_in(folded, ITEM_FACTORS) == {active, "killed"}
     maintain(folded, config)
     assert versions_in(folded, ITEM_FACTORS) == versions_in(folded, USER_FACTORS) == {active}
 

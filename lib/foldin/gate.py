@@ -8,7 +8,7 @@ from foldin.adoption import bring_into_force
 from foldin.config import Config
 from foldin.errors import MissingModelError, RejectedModelError
 from foldin.judging import Judgement
-from foldin.registry import Registry, State
+from foldin.registry import Registry
 from foldin.tables import Tables
 
 __all__ = ["admit", "check", "verdict"]
@@ -35,7 +35,7 @@ def check(tables: Tables, config: Config, model_version: str) -> bool:
     """
     registry = Registry(tables)
     state = registry.read()
-    if _in_force(state, model_version):
+    if state.serves(model_version):
         return True
     try:
         worse = verdict(tables, config, model_version)
@@ -62,7 +62,7 @@ def admit(tables: Tables, config: Config, model_version: str, *, force: bool = F
         RejectedModelError: it stays as it is.
         FoldinError: as `bring_into_force`.
     """
-    if _in_force(Registry(tables).read(), model_version):  # forced, or judged by another margin
+    if Registry(tables).read().serves(model_version):  # forced, or judged by another margin
         return True
     worse = verdict(tables, config, model_version)
     if worse and not force:
@@ -70,7 +70,3 @@ def admit(tables: Tables, config: Config, model_version: str, *, force: bool = F
     why = f"forced, although its {worse}" if worse else reason
     wait = config.train.adoption_minutes * 60
     return bring_into_force(tables, config, model_version, reason=why, wait=wait, newer=True)
-
-
-def _in_force(state: State, model_version: str) -> bool:
-    return state.promotion is not None and state.promotion.model_version == model_version and state.asked is None

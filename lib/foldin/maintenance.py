@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from foldin.checkpoints import Checkpoint
 from foldin.commits import CommitLog
 from foldin.compaction import compact
 from foldin.config import Config
-from foldin.errors import FoldinError, reason_of
+from foldin.errors import FoldinError, LeaseError, reason_of
 from foldin.leases import Lease
 from foldin.registry import PromotionConflictError, Registry
 from foldin.schemas import ITEM_FACTORS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
@@ -71,6 +71,7 @@ def maintain(tables: Tables, config: Config) -> Maintained:
     with Lease.of_job(tables, "maintain", config.fold_in.lease_seconds):
         upgraded = [name for spec in TABLES for name in tables.upgrade(spec)]
         retired = _retire(tables, config.maintain.keep_models)
+        _drop_abandoned(tables, config.fold_in.lease_seconds)
         with ThreadPoolExecutor(_AT_ONCE) as pool:  # most of it is waiting for logs
             done = dict(
                 zip((spec.name for spec in TABLES), pool.map(partial(look_after, tables, config), TABLES), strict=True)
@@ -151,14 +152,28 @@ def _retire(tables: Tables, keep: int) -> tuple[str, ...]:
         except PromotionConflictError as error:  # the next run will
             log.info("model %s is not retired now: %s", model_version, error)
             old.remove(model_version)
-    # Also those of a run that was killed between the two steps, and of trainings that were.
-    retired = (row.model_version for row in standing if row.status == "retired")
-    drop_models(tables, [*old, *retired, *_abandoned(tables, {row.model_version for row in standing})])
+    # Also those of a run that was killed between the two steps.
+    drop_models(tables, [*old, *(row.model_version for row in standing if row.status == "retired")])
     return tuple(old)
 
 
-def _abandoned(tables: Tables, known: Collection[str]) -> list[str]:
+def _drop_abandoned(tables: Tables, lease_seconds: float) -> None:
+    """Drop what killed trainings have left, unless one is under way that may have taken up the name of one of them."""
+    if not _abandoned(tables):
+        return
+    try:
+        with Lease.of_job(tables, "train", lease_seconds):
+            gone = _abandoned(tables)
+            for version in gone:
+                log.info("model %s: its training was killed %d days ago; its rows go", version, _ABANDONED_DAYS)
+            drop_models(tables, gone)
+    except LeaseError as error:  # the next run will
+        log.info("what killed trainings have left is not dropped now: %s", error)
+
+
+def _abandoned(tables: Tables) -> list[str]:
     """Versions that `models` does not know, and to which nothing was added for days: their trainings were killed."""
+    known = {row.model_version for row in Registry(tables).standing()}
     newest = F.max("_metadata.file_modification_time")
     old = newest < F.current_timestamp() - F.make_dt_interval(F.lit(_ABANDONED_DAYS))
     resting, young = set[str](), set[str]()
@@ -166,10 +181,7 @@ def _abandoned(tables: Tables, known: Collection[str]) -> list[str]:
         rows = tables.read(spec).where(~F.col("model_version").isin(*known)).groupBy("model_version").agg(old)
         for version, is_old in rows.collect():
             (resting if is_old else young).add(version)
-    versions = sorted(resting - young)
-    for version in versions:
-        log.info("model %s: its training was killed more than %d days ago; its rows go", version, _ABANDONED_DAYS)
-    return versions
+    return sorted(resting - young)
 
 
 def drop_models(tables: Tables, gone: Sequence[str]) -> None:

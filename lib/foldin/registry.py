@@ -55,6 +55,10 @@ class State:
     asked: str | None
     turn: int
 
+    def serves(self, model_version: str) -> bool:
+        """Whether a version is in force, and no other one was asked for."""
+        return self.promotion is not None and self.promotion.model_version == model_version and self.asked is None
+
 
 @dataclass(frozen=True)
 class Standing:

@@ -48,7 +48,7 @@ def submit(cluster: Cluster, environment: Path) -> Iterator[Submit]:
     made: list[Submitted] = []
 
     def of(script: str | Path, world: World, executors: int = 1) -> Submitted:
-        path = DIST / "jobs" / f"{script}.py" if isinstance(script, str) else script
+        path = Path("dist/jobs", f"{script}.py") if isinstance(script, str) else script
         made.append(Submitted(cluster, environment, path, cluster.host(), world.settings, executors))
         return made[-1]
 

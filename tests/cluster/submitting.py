@@ -1,8 +1,9 @@
-"""What `make package` made, submitted to a cluster as the pages in conf/cluster say."""
+"""What `make package` made, submitted to a cluster by the script that conf/cluster/standalone.md shows."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tarfile
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from cluster.standalone import SPARK_HOME, Cluster, Host
 
 DIST = ROOT / "dist"
 PROPERTIES = ROOT / "conf" / "cluster" / "foldin.properties"
+PAGE = ROOT / "conf" / "cluster" / "standalone.md"
 
 SMALL = {
     # Up to three JVMs of a job on two cores; each has a minute to live.
@@ -57,20 +59,30 @@ class Submitted:
 
     def start(self, *options: str) -> Submitted:
         """Submit it."""
-        jars = ",".join((DIST / "jars.txt").read_text().split())
-        confs = [word for key, value in SMALL.items() for word in ("--conf", f"{key}={value}")]
+        for name, target in (("dist", DIST), ("environment", self.environment)):
+            (self.host.folder / name).symlink_to(target)
+        small = "".join(f"{key} {value}\n" for key, value in SMALL.items())
+        (self.host.folder / "my.properties").write_text(PROPERTIES.read_text() + small)
+        script = self.host.folder / "submit"
+        script.write_text(self._as_on_the_page())
+        script.chmod(0o755)
         sets = [word for setting in self.settings for word in ("--set", setting)]
-        self.host.environment |= {
-            "SPARK_HOME": str(SPARK_HOME),
-            "PYSPARK_PYTHON": "./environment/bin/python",
-            "PYSPARK_DRIVER_PYTHON": str(self.environment / "bin" / "python"),
-        }
-        self.host.run(
-            SPARK_HOME / "bin" / "spark-submit", "--master", self.cluster.url, "--properties-file", PROPERTIES,
-            "--packages", jars, "--archives", f"{DIST / 'foldin-environment.tar.gz'}#environment",
-            "--total-executor-cores", str(self.executors), *confs, self.script, *options, *sets,
-        )  # fmt: skip
+        self.host.environment |= {"FOLDIN_CORES": str(self.executors)}
+        self.host.run(script, self.script, *options, *sets)
         return self
+
+    def _as_on_the_page(self) -> str:
+        """The page's script, its example paths and address replaced by those of this cluster."""
+        (text,) = re.findall(r"^```bash\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+        here = {
+            "/srv/foldin": str(self.host.folder),
+            "/opt/spark/bin/spark-submit": str(SPARK_HOME / "bin" / "spark-submit"),
+            "spark://master-host:7077": self.cluster.url,
+        }
+        for there, found in here.items():
+            assert there in text
+            text = text.replace(there, found)
+        return text
 
     def assert_alive(self) -> None:
         """It did not end by itself."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import metastore
 import pytest
 from loop import BROKEN, FIRST, events_of_both, lines, rows_landed, run_loop
 from pyspark.sql import SparkSession
@@ -82,37 +85,47 @@ def test_a_catalog_that_forgets_its_tables_with_the_session_is_refused(
     )
 
 
-def test_jobs_over_a_hive_catalog_find_each_others_tables(tmp_path: Path) -> None:
-    settings = (
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    with metastore.running(tmp_path) as found:
+        yield found
+
+
+def test_jobs_over_a_metastore_find_each_others_tables(address: str, tmp_path: Path) -> None:
+    here = {"thrift://metastore-host:9083": address, "/srv/warehouse": str(tmp_path / "warehouse")}
+    settings, create = readme_of_catalogs(here)
+    file = tmp_path / "foldin.toml"
+    file.write_text(settings)
+    sets = (
         f"tables.root={tmp_path / 'root'}",
         f"ingest.landing={tmp_path / 'landing'}",
         *SMALL,
         "spark.master='local[2]'",
         "spark.conf.spark.driver.memory=1g",
-        "spark.conf.spark.sql.catalogImplementation=hive",
-        f"spark.conf.spark.sql.warehouse.dir={tmp_path / 'warehouse'}",
-        f"spark.conf.spark.hadoop.javax.jdo.option.ConnectionURL='jdbc:derby:;databaseName={tmp_path}/hive;create=true'",
     )
     (tmp_path / "landing").mkdir()
     (tmp_path / "landing" / "1.json").write_text(lines(FIRST, BROKEN))
 
-    def run(name: str, *options: str, catalog: str = "default") -> Job:
-        job = Job(name, (*settings, f"tables.catalog={catalog}"), tmp_path / f"{name}.log")
-        job.start(*options)
+    def run(name: str, *options: str) -> Job:
+        job = Job(name, sets, tmp_path / f"{name}.log")
+        job.start("--config", str(file), *options)
         return job
 
-    nowhere = run("ingest", "--once", catalog="nowhere")
-    assert nowhere.wait_for_death() == 2, nowhere.said()[-3000:]
-    assert nowhere.said().splitlines()[-1] == (
-        "foldin: tables.catalog = 'nowhere': there is no such schema; create it first, by: create schema nowhere"
+    too_early = run("ingest", "--once")
+    assert too_early.wait_for_death() == 2, too_early.said()[-3000:]
+    assert too_early.said().splitlines()[-1] == (
+        "foldin: tables.catalog = 'foldin': there is no such schema; create it first, by: create schema foldin"
     )
-    for name, options in (("ingest", ["--once"]), ("train", [])):  # one at a time: so Derby wants it
+    command, *words = shlex.split(create)
+    subprocess.run([metastore.SPARK_HOME / "bin" / command, *words], cwd=tmp_path, check=True, timeout=300)
+    for name, options in (("ingest", ["--once"]), ("train", [])):
         job = run(name, *options)
         assert job.wait_for_death() == 0, job.said()[-3000:]
+    assert {path.name for path in (tmp_path / "warehouse" / "foldin.db").iterdir()} == {spec.name for spec in TABLES}
 
-    sets = [word for each in (*settings, "tables.catalog=default") for word in ("--set", each)]
     status = subprocess.run(
-        [sys.executable, "-m", "foldin", "status", "--json", *sets],
+        [sys.executable, "-m", "foldin", "status", "--json", "--config", file]
+        + [word for setting in sets for word in ("--set", setting)],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT / "lib")},
         capture_output=True,
@@ -122,7 +135,17 @@ def test_jobs_over_a_hive_catalog_find_each_others_tables(tmp_path: Path) -> Non
     )
     assert status.returncode == 0, status.stderr
     found = json.loads(status.stdout)
-    assert (found["root"], found["missing"]) == ("default", [])
+    assert (found["root"], found["missing"]) == ("foldin", [])
     rows = {table["name"]: table["rows"] for table in found["tables"]}
     assert rows.keys() == {spec.name for spec in TABLES}
     assert (rows["events"], rows["quarantine"], found["model"]["status"]) == (len(FIRST), 1, "active")
+
+
+def readme_of_catalogs(here: dict[str, str]) -> tuple[str, str]:
+    """README's configuration and command for a catalog, its example paths and address replaced by those that are here."""
+    section = (ROOT / "README.md").read_text().partition("**By name.**")[2].partition("**S3.**")[0]
+    for example, found in here.items():
+        assert example in section
+        section = section.replace(example, found)
+    (settings,), (command,) = (re.findall(rf"^```{of}\n(.*?)^```$", section, re.M | re.S) for of in ("toml", "sh"))
+    return settings, command
