@@ -142,7 +142,7 @@ def test_jobs_over_a_metastore_find_each_others_tables(address: str, tmp_path: P
 
 
 def readme_of_catalogs(here: dict[str, str]) -> tuple[str, str]:
-    """README's configuration and command for a catalog, its example paths and address replaced by those that are here."""
+    """README's configuration and command for a catalog, its examples replaced by what is `here`."""
     section = (ROOT / "README.md").read_text().partition("**By name.**")[2].partition("**S3.**")[0]
     for example, found in here.items():
         assert example in section
