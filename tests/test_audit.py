@@ -101,6 +101,21 @@ def test_without_a_service_the_last_line_says_what_was_checked_instead(
     assert last.startswith("foldin: not audited (pypi: no answer); checked instead: each of the ")
 
 
+@pytest.mark.parametrize(("first", "service"), [(BAD, "pypi"), (GOOD, "osv")])
+def test_what_a_service_has_said_counts_when_it_falls_silent(
+    audit: ModuleType, monkeypatch: pytest.MonkeyPatch, first: dict[str, object], service: str
+) -> None:
+    def ask(_: Path, lock: Path, service: str, *__: object) -> object:
+        if (lock.name, service) == ("b.lock", "pypi"):
+            raise audit.UnavailableError("no answer")
+        return audit.judge(report(first))
+
+    monkeypatch.setattr(audit, "install", lambda folder: folder)
+    monkeypatch.setattr(audit, "ask", ask)
+    found, answers = audit.ask_any([Path("a.lock"), Path("b.lock")], [])
+    assert (found, len(answers)) == (service, 1 if first is BAD else 2)
+
+
 def test_a_lock_that_is_not_whole_fails_whatever_a_service_says(
     audit: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

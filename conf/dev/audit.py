@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,17 +126,26 @@ def ask(python: Path, lock: Path, service: str, folder: Path, more: Sequence[str
     return judge(report.read_text() if report.exists() else "")
 
 
-def ask_any(locks: Iterable[Path], more: Sequence[str]) -> tuple[str, list[Answer]]:
-    """The first service that answers, and what it says about each lock."""
+def ask_any(locks: Sequence[Path], more: Sequence[str]) -> tuple[str, list[Answer]]:
+    """The first service that answers for every lock, or knows of something in one; and what it says about them.
+
+    Raises:
+        UnavailableError: there is none.
+    """
     reasons = []
     with tempfile.TemporaryDirectory(prefix="foldin-audit-") as name:
         folder = Path(name)
         python = install(folder)
         for service in SERVICES:
-            try:
-                return service, [ask(python, lock, service, folder, more) for lock in locks]
-            except UnavailableError as error:
-                reasons.append(f"{service}: {error}")
+            answers = []
+            for lock in locks:
+                try:
+                    answers.append(ask(python, lock, service, folder, more))
+                except UnavailableError as error:
+                    reasons.append(f"{service}: {error}")
+                    break  # it has had its time
+            if len(answers) == len(locks) or any(answer.known for answer in answers):
+                return service, answers
     raise UnavailableError("; ".join(reasons))
 
 
@@ -174,7 +183,8 @@ def main(arguments: Sequence[str]) -> int:
     unknown = sorted({name for answer in answers for name in answer.unknown})
     told = f", which does not know {', '.join(unknown)}" if unknown else ""
     asked = sum(answer.asked for answer in answers)
-    print(f"foldin: audited {asked} packages of {len(locks)} locks by {service}{told}: {len(known) or 'nothing'} known")
+    of = f"{len(locks)} locks" if len(answers) == len(locks) else f"{len(answers)} of {len(locks)} locks"
+    print(f"foldin: audited {asked} packages of {of} by {service}{told}: {len(known) or 'nothing'} known")
     return 1 if faults or known else 0
 
 

@@ -20,7 +20,7 @@ from foldin.errors import DISK_FULL, FoldinError, reason_of
 from foldin.mapping import Mapping, load_settings
 from foldin.redaction import hide
 from foldin.session import build_session
-from foldin.storage import check_catalog, warn_of_dangers
+from foldin.storage import check_catalog, check_root, warn_of_dangers
 from foldin.tables import Tables
 
 __all__ = ["Job", "parser", "run_job", "setup_logging"]
@@ -73,6 +73,7 @@ def run_job(
         config, mapping = load_settings(parsed.config, parsed.sets, parsed.mapping)
         folders = [config.tables.root, config.spark.conf.get("spark.local.dir", tempfile.gettempdir())]
         spark = build_session(config)
+        check_root(spark, config.tables)
         check_catalog(spark, config.tables)
         tables = Tables.of(spark, config.tables, create=create)
         if create:  # who only reads cannot lose anything

@@ -147,7 +147,7 @@ def model_of(tables: Tables, events: DataFrame, config: Config, name: str, *, cu
     """A model of some events to be looked at, not to serve: nothing of it is written.
 
     Args:
-        name: no two models may share one, since workers know them by it; beginning with `TRIAL`.
+        name: beginning with `TRIAL`.
 
     Raises:
         EmptyTrainingCutError: no event carries a weight.

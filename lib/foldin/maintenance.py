@@ -25,7 +25,7 @@ from foldin.config import Config
 from foldin.errors import FoldinError, LeaseError, reason_of
 from foldin.leases import Lease
 from foldin.registry import PromotionConflictError, Registry
-from foldin.schemas import ITEM_FACTORS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
+from foldin.schemas import ITEM_FACTORS, MODELS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
 from foldin.tables import Tables
 from foldin.trimming import trim
 
@@ -41,6 +41,7 @@ _RETAIN_AS_TOLD = (
 )
 _AT_ONCE = 3  # tables
 _ABANDONED_DAYS = 7  # nobody trains for so long between a model's first rows and its row in `models`
+_LOOKED_AT_DAYS = 7  # within which somebody looks at a model that stays a candidate: made for an old date, or worse
 _LEAST_HOURS = 24  # readers that hold a snapshot: a training of hours, a query of minutes
 
 
@@ -138,13 +139,15 @@ def _retire(tables: Tables, keep: int) -> tuple[str, ...]:
     standing = registry.standing()
     served = sorted((row for row in standing if row.sequence), key=lambda row: row.sequence or 0)
     spared = {row.model_version for row in served[-keep:]} | _pinned(tables)
+    unseen = _just_trained(tables)
     newest_cut = max((row.cut_version for row in served), default=-1)
     old = [
         row.model_version
         for row in standing
         if row.model_version not in spared
         and row.status != "retired"
-        and (row.sequence or row.cut_version < newest_cut)  # a candidate that is newer may still be adopted
+        # A candidate that is newer, or that nobody has looked at, may still be adopted.
+        and (row.sequence or (row.cut_version < newest_cut and row.model_version not in unseen))
     ]
     for model_version in list(old):
         try:
@@ -155,6 +158,13 @@ def _retire(tables: Tables, keep: int) -> tuple[str, ...]:
     # Also those of a run that was killed between the two steps.
     drop_models(tables, [*old, *(row.model_version for row in standing if row.status == "retired")])
     return tuple(old)
+
+
+def _just_trained(tables: Tables) -> set[str]:
+    """Models that a person may not have looked at yet."""
+    trained = tables.read(MODELS).where("status = 'candidate'")
+    recent = F.current_timestamp() - F.make_dt_interval(F.lit(_LOOKED_AT_DAYS))
+    return {row["model_version"] for row in trained.where(F.col("at") > recent).select("model_version").collect()}
 
 
 def _drop_abandoned(tables: Tables, lease_seconds: float) -> None:

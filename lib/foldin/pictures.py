@@ -278,7 +278,7 @@ def _figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PrerequisiteError("pictures need matplotlib: install foldin[report]") from error
+        raise PrerequisiteError("pictures need matplotlib: pip install 'matplotlib>=3.8'") from error
     return Figure(figsize=(width, height), dpi=88, layout="constrained", facecolor="white")
 
 

@@ -294,5 +294,5 @@ def _redis() -> Any:
     try:
         import redis
     except ImportError as error:
-        raise PrerequisiteError("pushing lists needs redis-py: pip install 'foldin[redis]'") from error
+        raise PrerequisiteError("pushing lists needs redis-py: pip install 'redis>=5'") from error
     return redis

@@ -356,6 +356,6 @@ def _optuna() -> Any:
             warnings.filterwarnings("ignore", "IProgress not found")
             import optuna
     except ImportError as error:
-        raise PrerequisiteError("train --search needs Optuna: pip install 'foldin[search]'") from error
+        raise PrerequisiteError("train --search needs Optuna: pip install 'optuna>=4'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -138,7 +138,7 @@ def _open(root: str, name: str, options: Options) -> DeltaTable:
         import deltalake
         import deltalake.exceptions
     except ImportError as error:
-        raise PrerequisiteError("reading without Spark needs deltalake: pip install 'foldin[serving]'") from error
+        raise PrerequisiteError("reading without Spark needs deltalake: pip install 'deltalake>=1'") from error
     try:
         return deltalake.DeltaTable(f"{root.rstrip('/')}/{name}", storage_options=dict(options) if options else None)
     except deltalake.exceptions.TableNotFoundError as error:

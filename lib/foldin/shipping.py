@@ -2,11 +2,13 @@
 
 Every Python worker unpickles a broadcast for itself. Past MEMORY_MAP_BYTES that is more than a host
 should hold once a core, so there the first worker of a host writes the prepared factors to a file named by the
-model's version, and all its workers map that one copy.
+model's version and a digest, and all its workers map that one copy. The version alone is not enough: a training that
+is made again after a kill has the name of the dead one, and two installations may name their models alike.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import time
@@ -26,7 +28,7 @@ _DAYS_KEPT = 2
 TRIAL = "trial-"
 """How the name of a model begins that is looked at and thrown away."""
 
-_loaded: dict[tuple[str, bool], Model] = {}  # the one model of this worker process
+_loaded: dict[tuple[str, str, bool], Model] = {}  # the one model of this worker process
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class ShippedModel:
     """What a task's closure carries; small to pickle, whatever the model's size."""
 
     version: str
+    digest: str
     parts: Broadcast[dict[str, Any]]
     """Model's fields but its item factors."""
     items: Broadcast[ItemFactors]
@@ -44,13 +47,13 @@ class ShippedModel:
         """Broadcast a model; its factors are unpickled by each worker, or past `threshold` bytes once a host."""
         parts = {f.name: getattr(model, f.name) for f in fields(model) if f.name != "items"}
         mapped = model.items.nbytes > threshold
-        return cls(model.version, context.broadcast(parts), context.broadcast(model.items), mapped)
+        return cls(model.version, _digest(model), context.broadcast(parts), context.broadcast(model.items), mapped)
 
     def value(self) -> Model:
         """The model, in a worker: kept for the tasks that follow, in place of the version before it."""
-        key = (self.version, self.memory_mapped)
+        key = (self.version, self.digest, self.memory_mapped)
         if key not in _loaded:
-            items = cached(host_cache_dir(), self.version, self._build) if self.memory_mapped else self.items.value
+            items = self._mapped() if self.memory_mapped else self.items.value
             _loaded.clear()
             _loaded[key] = Model(items=items, **self.parts.value)
         return _loaded[key]
@@ -60,6 +63,9 @@ class ShippedModel:
         self.parts.unpersist()
         self.items.unpersist()
 
+    def _mapped(self) -> ItemFactors:
+        return cached(host_cache_dir(), self.version, self._build, self.digest)
+
     def _build(self) -> ItemFactors:
         """Only the worker that writes the host's file unpickles the broadcast; it also clears away old files."""
         now = time.time()
@@ -68,6 +74,13 @@ class ShippedModel:
             if file.stat().st_mtime < now - kept:
                 file.unlink(missing_ok=True)  # who has it mapped keeps it
         return self.items.value
+
+
+def _digest(model: Model) -> str:
+    """Of the factors and of the items that they belong to: a second for a few gigabytes."""
+    found = hashlib.blake2b(model.item_hashes, digest_size=8)
+    found.update(model.items.factors)
+    return found.hexdigest()
 
 
 def host_cache_dir() -> Path:

@@ -34,7 +34,9 @@ _SEEN = 1.25  # times the state with lists: 8 bytes an item beside 41 an event (
 _MEASURED_EVENTS, _MEASURED_ITEMS, _MEASURED_RANK, _BOUND = 30, 50_000, 64, 256
 _MEASURED_USERS = {False: 4_000_000, True: 1_000_000}
 _USERS_A_PARTITION = 2_000_000
-_CORES_AN_EXECUTOR = 4  # at most
+# At most: a standalone cluster starts no executor, and says nothing, for a job that asks for fewer cores than one has,
+# and the smallest jobs are given two.
+_CORES_AN_EXECUTOR = 2
 _MOST_PARTITIONS = 10_000  # what fold_in.state_partitions takes
 _BUSY = 0.5  # share of the cores' time that the rate may take: the rest is for peaks, upkeep and adoption
 _INGEST = 2 * measured("ingest, 541,909 rows of Online Retail").value / 541_909  # core seconds a row, start included

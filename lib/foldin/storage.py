@@ -8,6 +8,7 @@ one driver and not beside a second one.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pyspark.sql import SparkSession
@@ -16,14 +17,29 @@ from foldin.checkpoints import Checkpoint
 from foldin.config import TablesConfig
 from foldin.errors import ConfigError
 from foldin.schemas import MODELS
+from foldin.session import is_local
 from foldin.tables import Tables
 
-__all__ = ["check_catalog", "dangers", "warn_of_dangers"]
+__all__ = ["check_catalog", "check_root", "dangers", "warn_of_dangers"]
 
 log = logging.getLogger("foldin.storage")
 
 _IN_MEMORY = ["org.apache.spark.sql.delta.catalog.DeltaCatalog", "in-memory"]  # Delta's is a view of Spark's own
 _ONE_DRIVER = "io.delta.storage.S3SingleDriverLogStore"
+
+
+def check_root(spark: SparkSession, config: TablesConfig) -> None:
+    """Whether every host finds the tables and checkpoints where the driver does.
+
+    Raises:
+        ConfigError: a relative path on a cluster: executors would write below their own working directories.
+    """
+    master = spark.sparkContext.master
+    if "://" not in config.root and not Path(config.root).is_absolute() and not is_local(master):
+        raise ConfigError(
+            f"tables.root = {config.root!r}: under {master} it must be one place for all hosts, "
+            "with its scheme (hdfs://..., s3a://...), or an absolute path that is mounted on each"
+        )
 
 
 def check_catalog(spark: SparkSession, config: TablesConfig) -> None:

@@ -103,6 +103,7 @@ def test_an_older_date_that_is_made_up_for_trains_on_what_was_there_then_and_doe
     assert (after["active"], after["lists"]) == (before["active"], before["lists"])
     (trained,) = [model for model in after["models"] if model[0] == name_of(moment) and model[1] == "candidate"]
     assert trained[2] == 120  # the first slice
+    assert "retired" not in {model[1] for model in after["models"]}  # upkeep leaves it to a person
     assert "it is older than" in night.told[0]
 
 

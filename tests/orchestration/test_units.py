@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import fcntl
 import os
 import re
 import shutil
@@ -91,16 +92,53 @@ def test_an_alert_tells_how_the_unit_failed_by_its_input_and_as_an_argument(tmp_
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     line = "foldin-ingest.service failed: exit-code 4"
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [f"foldin: {line}", line, f"<{line}>"]
+    assert (done.returncode, done.stderr) == (0, f"foldin: {line}\n")
+    assert done.stdout.splitlines() == [line, f"<{line}>"]
 
 
-def test_cron_starts_the_streams_with_the_options_of_the_night():
+def test_cron_starts_both_streams_and_the_night():
     lines = (FOLDER / "cron" / "crontab").read_text().splitlines()
-    streams = [line for line in lines if line.startswith("* * * * *")]
-    assert len(streams) == 2
-    assert all(" $FOLDIN_OPTIONS " in line for line in streams)
+    started = [line.split()[5:7] for line in lines if re.match(r"[\d*]+ [\d*]+ ", line)]
+    assert [words[0] for words in started] == [
+        f"$FOLDIN_HOME/conf/orchestration/cron/{n}" for n in ("nightly", *2 * ["stream"])
+    ]
+    assert [words[1] for words in started[1:]] == ["ingest", "fold_in"]
     assert any(line.startswith("FOLDIN_OPTIONS=") for line in lines)
+
+
+def stream(folder, code):
+    """One minute's start by cron of a job that ends with `code`: exit code, what was said, what somebody was told."""
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "data").mkdir(exist_ok=True)
+    python.write_text(f'#!/bin/sh\necho "started with $*"\nexit {code}\n')
+    python.chmod(0o755)
+    given = {"FOLDIN_HOME": str(folder), "FOLDIN_OPTIONS": "--config a.toml", "FOLDIN_ALERT": "cat >>told"}
+    done = subprocess.run(
+        [FOLDER / "cron" / "stream", "ingest"],
+        env=os.environ | given, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    told = folder / "told"
+    return done.returncode, done.stdout, told.read_text().splitlines() if told.exists() else []
+
+
+@pytest.mark.parametrize("code", sorted(exit_codes() | {0, 137}))
+def test_under_cron_a_stream_stays_down_after_what_a_person_must_mend_and_one_line_is_told(tmp_path, code):
+    started = "started with jobs/ingest.py --config a.toml\n"
+    stays_down = code in {2, 4, 5}
+    line = f"ingest stays down: exit code {code}; see data/ingest.log, then remove data/ingest.stopped"
+    told = [line] if stays_down else []
+    assert stream(tmp_path, code) == (code, started, told)
+    assert stream(tmp_path, code) == ((0, "", told) if stays_down else (code, started, told))
+    (tmp_path / "data" / "ingest.stopped").unlink(missing_ok=True)
+    assert stream(tmp_path, 0) == (0, started, told)
+
+
+def test_under_cron_a_stream_that_runs_is_not_started_a_second_time(tmp_path):
+    (tmp_path / "data").mkdir()
+    with (tmp_path / "data" / "ingest.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert stream(tmp_path, 1) == (0, "", [])
 
 
 @pytest.mark.parametrize("job", sorted(set(re.findall(r"\$\{jobs\}(\w+\.py)", SCRIPT))))

@@ -9,6 +9,7 @@ Airflow variables, looked up at each task (or AIRFLOW_VAR_NAME in the environmen
     foldin_home       folder in which the commands run                                  /opt/foldin
     foldin_jobs       what stands before a job's name: python, spark-submit, or         .venv/bin/python jobs/
                       ssh HOST cd /opt/foldin '&&' .venv/bin/python jobs/
+                      (a task that takes too long ends with its ssh, and the job only if it runs on a terminal: ssh -tt)
     foldin_commands   what stands before a command's name                               .venv/bin/python -m foldin
     foldin_options    for all of them: --config /etc/foldin/cluster.toml
     foldin_wait       minutes for the running stream to adopt a model                   60
@@ -199,7 +200,7 @@ with DAG(
     )
     maintain = FoldinOperator(
         task_id="maintain",
-        # It would retire the model of an old date before anybody has looked at it.
+        # Once for all dates that are made up for is enough: the next night's.
         command=f"{{% if dag_run.run_type == 'backfill' %}}echo later{{% else %}}{job('maintain')}{{% endif %}}",
         trigger_rule="none_failed",  # also in a night that keeps its old model
         execution_timeout=dt.timedelta(hours=4),

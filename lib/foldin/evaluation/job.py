@@ -51,7 +51,7 @@ def check_options(options: argparse.Namespace) -> None:
     if options.generated is not None and options.mapping is not None:
         raise ConfigError("--generated needs no --mapping: a generated log follows the event contract")
     if find_spec("matplotlib") is None:
-        raise PrerequisiteError("the report needs matplotlib: pip install 'foldin[report]'")
+        raise PrerequisiteError("the report needs matplotlib: pip install 'matplotlib>=3.8'")
 
 
 def evaluate_job(job: Job) -> None:

@@ -1,7 +1,7 @@
 """Prepared item factors in one memory-mapped file a host, so that its workers hold one copy.
 
-A file is named by the model's version, written once, and never changed: a reader that finds it
-finds it complete. Layout: MAGIC, the length of a JSON header (8 bytes, little endian), the header
+A file is named by the model's version and a digest of its factors, written once, and never changed: a reader that
+finds it finds it complete. Layout: MAGIC, the length of a JSON header (8 bytes, little endian), the header
 (version, objective, arrays with dtype, shape and offset), then the arrays, each at a multiple of 64.
 """
 
@@ -33,11 +33,15 @@ ALIGNMENT = 64
 ARRAYS = ("factors", "gramian", "eigenvalues", "eigenvectors", "rotated")
 
 
-def cache_path(directory: Path, model_version: str) -> Path:
-    """Where the factors of a model lie in a host's cache directory."""
+def cache_path(directory: Path, model_version: str, digest: str = "") -> Path:
+    """Where the factors of a model lie in a host's cache directory.
+
+    Args:
+        digest: of the factors, where one name may have been given to two models.
+    """
     if not re.fullmatch(r"[\w.-]{1,200}", model_version) or model_version.startswith("."):
         raise InvalidInputError(f"model_version {model_version!r} cannot name a file")
-    return Path(directory) / f"{model_version}.items"
+    return Path(directory) / f"{model_version}{digest and '-' + digest}.items"
 
 
 def save(items: ItemFactors, directory: Path) -> Path:
@@ -51,12 +55,12 @@ def save(items: ItemFactors, directory: Path) -> Path:
     return path
 
 
-def cached(directory: Path, model_version: str, build: Callable[[], ItemFactors]) -> ItemFactors:
+def cached(directory: Path, model_version: str, build: Callable[[], ItemFactors], digest: str = "") -> ItemFactors:
     """The memory-mapped factors of a model, built and written first if this host lacks them.
 
     Of several processes that call this at once one builds and the others wait for it.
     """
-    path = cache_path(directory, model_version)
+    path = cache_path(directory, model_version, digest)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".lock").open("w") as lock:
