@@ -56,7 +56,7 @@ evaluate: setup ## Replay a generated log (SIZE=...) or a real one (DATA=folder)
 	@$(PY) jobs/evaluate.py $(if $(DATA),--data "$(DATA)",--generated "$(or $(SIZE),small)") $(ARGS)
 
 chaos: setup ## Kill running jobs at random and on purpose, damage their files (KILLS=30 for longer, SEED=...)
-	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -p no:hypothesispytest -m chaos tests/chaos $(ARGS)
+	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -p no:hypothesispytest -m chaos tests/chaos tests/test_fuzz_ingest.py $(ARGS)
 
 cluster-test: package ## Submit every job to a standalone cluster of three processes, and lose its machines
 	@$(PY) -m pytest -p no:hypothesispytest -m cluster tests/cluster $(ARGS)

@@ -9,6 +9,7 @@ import pytest
 
 from foldin.commits import Attempt, CommitLog
 from foldin.compaction import compact
+from foldin.errors import LeaseError
 from foldin.schemas import EVENTS
 from foldin.tables import Tables
 from world import bought
@@ -20,7 +21,9 @@ def rows(events_frame):
 
 
 def attempt(tables: Tables, batch_id: int = 3, *, first: bool, query: str = "q") -> Attempt:
-    return Attempt.at_batch(query, batch_id, {EVENTS.name: CommitLog(tables, EVENTS).newest()}, first=first)
+    return Attempt.at_batch(
+        query, batch_id, {EVENTS.name: CommitLog(tables, EVENTS).newest()}, first=first, check=lambda: None
+    )
 
 
 def again(of: Attempt) -> Attempt:
@@ -35,6 +38,15 @@ def test_what_an_attempt_has_appended_the_next_one_does_not_whatever_came_after_
     again(first).append(tables, rows, EVENTS)
     assert tables.read(EVENTS).count() == 2
     assert again(first).committed(tables, EVENTS).rows == 1
+
+
+def test_who_has_lost_its_lease_since_the_batch_began_appends_nothing(tables, rows):
+    def lost() -> None:
+        raise LeaseError("taken over")
+
+    with pytest.raises(LeaseError):
+        replace(attempt(tables, first=True), check=lost).append(tables, rows, EVENTS)
+    assert tables.read(EVENTS).count() == 0
 
 
 def test_an_attempt_that_appended_nothing_is_made_good_by_the_next(tables, rows):

@@ -237,7 +237,7 @@ def test_nothing_is_published_while_the_state_is_still_partial(world, make_confi
 def test_a_state_built_under_other_settings_is_refused(world, config, make_config, setting, name):
     checkpoint = Path(FoldIn(world, config).checkpoint.path)
     checkpoint.mkdir(parents=True)
-    settings = {"layout": 2, "max_events_per_user": 256, "state_partitions": 2, "seen_items": True}
+    settings = {"layout": 3, "max_events_per_user": 256, "state_partitions": 2, "seen_items": True}
     settings["event_types"] = ["view", "like", "cart", "purchase"]
     (checkpoint / "foldin.json").write_text(json.dumps(settings))
     with pytest.raises(StateMismatchError, match=rf"{name} is .*rebuilt from events") as error:

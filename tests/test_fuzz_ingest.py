@@ -40,7 +40,18 @@ JUNK = st.recursive(
 )
 FIELDS = ("event_id", "user_id", "item_id", "event_type", "value", "event_time", "colour")
 OBJECTS = st.dictionaries(st.sampled_from(FIELDS), JUNK, max_size=7).map(json.dumps)
-GOOD = st.integers(0, 40).map(lambda n: event(f"good-{n}", value=n))
+NUMBER = st.integers(0, 40)
+GOOD = st.one_of(
+    NUMBER.map(lambda n: event(f"good-{n}", value=n)),
+    NUMBER.map(lambda n: event(None, value=n)),
+    NUMBER.map(lambda n: f"good-{n},u,i,view,{n},2024-05-01 10:00:00"),
+    NUMBER.map(lambda n: f",u,i,view,{n},2024-05-01 10:00:00"),
+)
+BEYOND_DOUBT = {
+    "json": re.compile(rb'\{(?:"event_id": "(good-\d+)", )?"user_id": "u", "item_id": "i", [^\\]*"value": \d+\}'),
+    "csv": re.compile(rb"(good-\d+)?,u,i,view,\d+,2024-05-01 10:00:00"),
+}
+"""Lines that are events; the id of one without is its hash."""
 HUGE = st.sampled_from(["x" * 300_000, event("huge", user="u" * 200_000), '{"user_id": ' + "[" * 20_000, "," * 30_000])
 TEXT = st.one_of(GOOD, GOOD, OBJECTS, JUNK.map(json.dumps), st.text(max_size=60), HUGE)
 LINE = st.one_of(
@@ -91,15 +102,11 @@ def check(spark: SparkSession, root: Path, kind: str, files: list[bytes], packed
         assert quarantined.keys() <= hashes
         named = hashes - quarantined.keys() - events.keys()
         assert len(events.keys() - hashes) <= len(named)
-        for row in rows:
-            if kind == "json" and (wanted := _plain_event(row)) is not None:
-                assert wanted in events, row
-
-
-def _plain_event(row: bytes) -> str | None:
-    """The id of a line that is beyond doubt an event."""
-    found = re.fullmatch(rb'\{"event_id": "(good-\d+)", "user_id": "u", [^\\]*\}', row)
-    return found[1].decode() if found else None
+        sure = {row: found for row in rows if (found := BEYOND_DOUBT[kind].fullmatch(row)) is not None}
+        wanted = {
+            found[1].decode() if found[1] else hashlib.sha256(row).hexdigest()[:32] for row, found in sure.items()
+        }
+        assert wanted <= events.keys()
 
 
 def fuzz(examples: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -114,14 +121,17 @@ def fuzz(examples: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return lambda test: bounds(given(files=files)(test))
 
 
+@pytest.mark.parametrize("kind", BEYOND_DOUBT)
 @fuzz(2)
-def test_any_lines_are_accounted_for(spark: SparkSession, empty_root: Path, files: list[tuple[bytes, bool]]) -> None:
-    check(spark, empty_root, "json", [content for content, _ in files], [pack for _, pack in files])
+def test_any_lines_are_accounted_for(
+    spark: SparkSession, empty_root: Path, kind: str, files: list[tuple[bytes, bool]]
+) -> None:
+    check(spark, empty_root, kind, [content for content, _ in files], [pack for _, pack in files])
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", ["json", "csv"])
+@pytest.mark.parametrize("kind", BEYOND_DOUBT)
 @fuzz(40)
 def test_many_more_lines_are_accounted_for(
     spark: SparkSession, empty_root: Path, kind: str, files: list[tuple[bytes, bool]]

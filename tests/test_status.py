@@ -9,6 +9,7 @@ from urllib.parse import urlparse
 
 import pytest
 
+from foldin import status
 from foldin.__main__ import main
 from foldin.config import conf_dir
 from foldin.schemas import EVENTS, INGEST_LOG, METRICS, MODELS
@@ -73,7 +74,9 @@ def test_an_installation_without_a_stream_shows_its_tables_and_its_model(world, 
     ]  # fmt: skip
 
 
-def test_a_stream_shows_its_last_batch_and_what_waits_even_when_it_is_dead(world, make_config, events_frame, capsys):
+def test_a_stream_shows_its_last_batch_and_what_waits_even_when_it_is_dead(
+    world, make_config, events_frame, capsys, monkeypatch
+):
     config = make_config("alarm.lag_seconds=3600")
     world.append(world.spark.createDataFrame([("q", 0, 100, 97, 2, 1, None)], INGEST_LOG.schema), INGEST_LOG)
     fold_once(world, config)
@@ -93,6 +96,9 @@ def test_a_stream_shows_its_last_batch_and_what_waits_even_when_it_is_dead(world
     fresh = health(world, make_config("alarm.freshness_seconds=0.001"))
     assert fresh.exit_code == 9
     assert fresh.problems[0][1].endswith("alarm.freshness_seconds allows 0.001")
+    with monkeypatch.context() as later:  # a night after the last, late batch: nobody is called for that
+        later.setattr(status, "_RECENT", dt.timedelta())
+        assert health(world, make_config("alarm.freshness_seconds=0.001")).exit_code == 0
 
     world.append(events_frame(bought("c", "u1", "i2")).coalesce(1), EVENTS)
     late = health(world, make_config("alarm.lag_seconds=0.001"))

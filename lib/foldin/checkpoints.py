@@ -54,13 +54,21 @@ class Checkpoint:
         return str(self.parsed("metadata", text)["id"])
 
     def delta_offset(self, batch_id: int) -> Offset | None:
-        """The end offset of a batch over one Delta source, or None where there is no such batch."""
-        text = self.read(f"offsets/{batch_id}") if batch_id >= 0 else None
+        """The end offset of a batch over one Delta source, or None where there is no such batch.
+
+        Raises:
+            StateMismatchError: the file is damaged.
+        """
+        name = f"offsets/{batch_id}"
+        text = self.read(name) if batch_id >= 0 else None
         if text is None:
             return None
-        data = self.parsed(f"offsets/{batch_id}", text.split("\n")[2])  # version, metadata, then one line a source
-        position = Position(int(data["reservoirVersion"]), int(data["index"]))
-        return Offset(position, bool(data["isStartingVersion"]))
+        try:
+            data = json.loads(text.split("\n")[2])  # version, metadata, then one line a source
+            position = Position(int(data["reservoirVersion"]), int(data["index"]))
+            return Offset(position, bool(data["isStartingVersion"]))
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(name, error) from error
 
     def is_new(self) -> bool:
         """No batch was ever planned here."""
@@ -94,8 +102,13 @@ class Checkpoint:
         """
         try:
             return dict(json.loads(text))
-        except ValueError as error:
-            raise StateMismatchError(f"{self.path}/{name} is damaged: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise self._damaged(name, error) from error
+
+    def _damaged(self, name: str, error: Exception) -> StateMismatchError:
+        return StateMismatchError(
+            f"{self.path}/{name} is damaged ({error}): delete {self.path} and start again, what it held is made anew"
+        )
 
     def read(self, name: str) -> str | None:
         """The text of a file in the folder, or None where there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -181,16 +181,20 @@ class Attempt:
         label: what its commits say of themselves.
         since: each table's version before the first attempt.
         first: nothing can be there yet.
+        check: raises when somebody else may be at the same work by now; asked right before each append.
     """
 
     label: str
     since: Mapping[str, int]
     first: bool
+    check: Callable[[], None] = lambda: None
 
     @classmethod
-    def at_batch(cls, query_id: str, batch_id: int, since: Mapping[str, int], *, first: bool) -> Attempt:
+    def at_batch(
+        cls, query_id: str, batch_id: int, since: Mapping[str, int], *, first: bool, check: Callable[[], None]
+    ) -> Attempt:
         """At a micro-batch."""
-        return cls(json.dumps({"foldin-query": query_id, "batch": batch_id}), since, first)
+        return cls(json.dumps({"foldin-query": query_id, "batch": batch_id}), since, first, check)
 
     @classmethod
     def at(cls, work: Mapping[str, Any], tables: Tables, specs: Sequence[TableSpec]) -> Attempt:
@@ -204,6 +208,7 @@ class Attempt:
     def append(self, tables: Tables, rows: DataFrame, spec: TableSpec) -> None:
         """Append `rows`, unless an earlier attempt has."""
         if self.committed(tables, spec) is None:
+            self.check()
             tables.append(rows, spec, metadata=self.label)
 
     def committed(self, tables: Tables, spec: TableSpec) -> Commit | None:

@@ -58,18 +58,18 @@ class FoldIn:
             LeaseError: another process runs this query.
             StateMismatchError: the checkpoint was born under other settings.
         """
-        with Lease(self.checkpoint, self.config.fold_in.lease_seconds) as lease:
-            self._run(lease, once=once, stop=stop)
+        with Lease(self.checkpoint, self.config.fold_in.lease_seconds) as self._lease:
+            self._run(once=once, stop=stop)
         return self.users
 
-    def _run(self, lease: Lease, *, once: bool, stop: GracefulStop | None) -> None:
+    def _run(self, *, once: bool, stop: GracefulStop | None) -> None:
         settings, spark = self.config, self.tables.spark
         types = tuple(settings.events.weights)
         bound = settings.history.max_events_per_user
         lists = settings.fold_in.lists
         self.checkpoint.check_fingerprint(
             {
-                "layout": 2,
+                "layout": 3,
                 "max_events_per_user": bound,
                 "event_types": list(types),
                 "state_partitions": settings.fold_in.state_partitions,
@@ -98,7 +98,7 @@ class FoldIn:
                 name="fold_in",
                 rebuild=self._rebuild,
                 once=once,
-                lease=lease,
+                lease=self._lease,
                 trigger_seconds=settings.fold_in.trigger_seconds,
                 stop=stop,
                 on_start=self.monitor.follow,
@@ -195,7 +195,10 @@ class FoldIn:
             self.checkpoint.write(_pin_file(batch_id), json.dumps(pin))
             if batch_id >= _PINS_KEPT:
                 self.checkpoint.delete(_pin_file(batch_id - _PINS_KEPT))
-        return pin["model_version"], Attempt.at_batch(self.checkpoint.query_id(), batch_id, pin["since"], first=first)
+        attempt = Attempt.at_batch(
+            self.checkpoint.query_id(), batch_id, pin["since"], first=first, check=self._lease.check
+        )
+        return pin["model_version"], attempt
 
     def _read_pin(self, batch_id: int) -> dict[str, Any] | None:
         text = self.checkpoint.read(_pin_file(batch_id))

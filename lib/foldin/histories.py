@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from pyspark.sql.internal import InternalFunction
 
 from foldin.config import Config
 from foldin.kernels.strengths import UserItems, user_items
@@ -96,7 +97,9 @@ def histories(slimmed: DataFrame, max_events: int, *, seen: bool = True) -> Data
         seen: the hash of every item that the user ever had, whatever the bound; null where only factors are asked for.
     """
     event = F.struct(*HISTORY_ITEM.names)
-    recent = F.max_by(event, F.struct("time", "event"), max_events)
+    # The fields begin with (time, event), so the largest are the most recent. max_by(event, ..., k) gives the same, but
+    # its buffer has room for k events and their order from the first one on, 5 KB for every user.
+    recent = InternalFunction.collect_top_k(event, max_events, False)
     users = slimmed.groupBy("user_id")
     if seen:
         return users.agg(recent.alias("history"), F.collect_set("item").alias("seen"))

@@ -141,7 +141,7 @@ def _next_offsets(checkpoint: Checkpoint) -> dict[tuple[str, int], int]:
     done = [int(name) for name in checkpoint.list("commits") if name.isdigit()]
     if done:
         text = checkpoint.read(f"offsets/{max(done)}")
-        found = text.split("\n")[2] if text is not None else "{}"
+        found = text.partition("\n")[2].partition("\n")[2] if text is not None else "{}"
     else:
         text = checkpoint.read("sources/0/0")
         found = "{" + text.partition("{")[2] if text is not None else "{}"

@@ -104,6 +104,7 @@ class Publisher:
         """Factors alone need no cache: the append itself is the one action that computes the batch."""
         if attempt.committed(self.tables, USER_FACTORS) is not None:
             return rows.count()  # a batch that nothing computes leaves no state behind
+        attempt.check()
         self.tables.append(rows, USER_FACTORS, metadata=attempt.label)
         commit = attempt.made(self.tables, USER_FACTORS)
         return commit.rows if commit is not None else 0  # of no rows Delta makes no commit

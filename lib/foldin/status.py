@@ -33,6 +33,8 @@ __all__ = [
 BATCHES = 100
 """Freshness and throughput of a stream are of its last micro-batches, this many."""
 
+_RECENT = dt.timedelta(minutes=10)
+
 _BY_WEIGHT = (AccountingError.exit_code, AlarmError.exit_code, MissingModelError.exit_code)
 
 
@@ -181,7 +183,7 @@ def health(tables: Tables, config: Config) -> Health:
         model=active,
         candidates=tuple(model for model in models if model.status in ("candidate", "requested")),
         streams=streams,
-        problems=tuple(_problems(account, active, streams, config)),
+        problems=tuple(_problems(account, active, streams, config, now)),
     )
 
 
@@ -217,7 +219,11 @@ def freshness_of(batches: Sequence[tuple[int, float, float, float]]) -> tuple[fl
 
 
 def _problems(
-    account: AccountHealth | None, active: ModelHealth | None, streams: Sequence[StreamHealth], config: Config
+    account: AccountHealth | None,
+    active: ModelHealth | None,
+    streams: Sequence[StreamHealth],
+    config: Config,
+    now: dt.datetime,
 ) -> list[tuple[int, str]]:
     problems = []
     if account is not None and not account.adds_up:
@@ -228,7 +234,9 @@ def _problems(
         problems.append((AccountingError.exit_code, text))
     for stream in streams:
         judged = [("lag_seconds", stream.lag_seconds, config.alarm.lag_seconds)]
-        if stream.query == "fold_in":  # as its own alarm does
+        # As its own alarm does. A last batch of long ago says nothing of now, unless something waits.
+        resting = stream.at is not None and stream.lag_seconds == 0 and now - stream.at > _RECENT
+        if stream.query == "fold_in" and not resting:
             judged.append(("freshness_seconds", stream.last_p95, config.alarm.freshness_seconds))
         for name, value, limit in judged:
             if value is not None and value > limit:
