@@ -11,7 +11,7 @@ export PYSPARK_PYTHON := $(CURDIR)/$(PY)
 export PYTHON
 
 # What `make test` leaves out; `make test MARKERS=chaos` runs just that.
-SLOW := lifecycle or evaluation or realdata or chaos or cluster or kafka or readers or storage or airflow or benchmark
+SLOW := lifecycle or evaluation or realdata or chaos or cluster or kafka or readers or storage or airflow
 MARKERS = not ($(SLOW))
 DATA ?=
 SIZE ?=

@@ -27,7 +27,7 @@ LONG = 30
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Everything here starts and kills processes, or takes its time."""
     for item in items:
-        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("benchmark"):
+        if Path(__file__).parent in item.path.parents:
             item.add_marker("chaos")
     left = [item for item in items if KILLS < LONG and item.get_closest_marker("long")]
     if left:
