@@ -316,6 +316,7 @@ def _remarks(load: Load, cores: int, mapped: bool) -> Iterator[str]:
         yield "lists were measured over 50,000 items; other numbers go in proportion"
     if load.events_per_user != _MEASURED_EVENTS:
         yield "states were measured at 30 events a user; other numbers go in proportion"
+    yield "states and rates were measured when histories took more bytes than now: they are on the safe side"
     if load.lists:
         yield "states were measured without lists: a quarter more is assumed for seen items"
     if load.lists and (ratio := core_seconds_a_user(load, lists=False) / core_seconds_a_user(load)) < 0.5:
