@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,14 @@ def test_every_job_runs_on_a_cluster_and_needs_nothing_of_a_hosts_own_disk(
     assert raw.startswith(tables.path("_reports"))
     assert world.spark.read.format("delta").load(raw).count() > 50
     assert not (Path(tables.root) / "_evaluate").exists()
+
+
+def test_a_submitted_job_has_the_submitters_settings_not_those_of_one_machine(begun: World) -> None:
+    """Ingest's state has as many partitions as the checkpoint was born with, for good."""
+    born = Path(begun.tables.root, "_checkpoints", "ingest", "offsets", "0").read_text()
+    assert json.loads(born.splitlines()[1])["conf"]["spark.sql.shuffle.partitions"] == "2"
+    state = Path(begun.tables.root, "_checkpoints", "ingest", "state", "0")
+    assert {path.name for path in state.iterdir() if path.name.isdigit()} == {"0", "1"}
 
 
 def tables_in(folder: Path) -> list[Path]:
