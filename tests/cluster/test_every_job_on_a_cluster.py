@@ -63,6 +63,14 @@ def test_a_submitted_job_has_the_submitters_settings_not_those_of_one_machine(be
     assert {path.name for path in state.iterdir() if path.name.isdigit()} == {"0", "1"}
 
 
+def test_tables_where_only_one_host_would_find_them_are_refused(begun: World, submit: Callable[..., Submitted]) -> None:
+    job = submit("maintain", begun)
+    job.settings = (*job.settings, "tables.root=data/foldin")
+    assert job.start().wait() == 2, job.said()[-5000:]
+    assert "foldin: tables.root = 'data/foldin': under spark://" in job.said()
+    assert not (job.host.folder / "data").exists()
+
+
 def tables_in(folder: Path) -> list[Path]:
     """What a host writes for others to read: data files, logs of tables, checkpoints of queries."""
     names = ("**/_delta_log", "**/*.parquet", "**/_checkpoints", "**/offsets")
