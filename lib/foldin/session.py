@@ -34,8 +34,8 @@ _REQUIRED = {
         "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
     ),
     "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
-    # A version that the log has can be read, however old: `maintain`'s VACUUM spares its files. Delta goes by the table's
-    # retention of deleted files, a day, and so would refuse the way back to a model of the day before yesterday.
+    # A version that the log has can be read, however old: `maintain`'s VACUUM spares its files. Delta goes by the
+    # table's retention of deleted files, a day, and would refuse the way back to a model of the day before yesterday.
     "spark.databricks.delta.vacuum.enforceTimeTravelWithinDeletedFileRetentionDuration": "false",
     # Vectors and lists reach Python as Arrow batches; this bounds one batch's rows, so a worker's memory.
     "spark.sql.execution.arrow.maxRecordsPerBatch": "4096",

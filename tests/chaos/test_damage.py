@@ -157,12 +157,22 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "damage"), [("offsets", empty), ("offsets", garble), ("commits", empty), ("pins", truncate)]
+    ("folder", "damage", "done"),
+    [
+        ("offsets", empty, True),
+        ("offsets", empty, False),
+        ("offsets", garble, True),
+        ("commits", empty, True),
+        ("pins", truncate, True),
+    ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line_or_does_no_harm(
-    folded: World, folder: str, damage: Callable[[Path], None]
+    folded: World, folder: str, damage: Callable[[Path], None], done: bool
 ) -> None:
+    """Of the last batch, which was done or (a power cut) under way."""
     path = checkpoint(folded, "fold_in")
+    if not done:
+        take_back(path / "commits")
     newest = max((file for file in (path / folder).iterdir() if file.name.isdigit()), key=lambda file: int(file.name))
     damage(newest)
     newest.with_name(f".{newest.name}.crc").unlink(missing_ok=True)
