@@ -78,8 +78,8 @@ class ShippedModel:
 
 def _digest(model: Model) -> str:
     """Of the factors and of the items that they belong to: a second for a few gigabytes."""
-    found = hashlib.blake2b(model.item_hashes, digest_size=8)
-    found.update(model.items.factors)
+    found = hashlib.blake2b(model.item_hashes.data, digest_size=8)
+    found.update(model.items.factors.data)
     return found.hexdigest()
 
 

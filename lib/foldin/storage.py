@@ -34,7 +34,7 @@ def check_root(spark: SparkSession, config: TablesConfig) -> None:
     Raises:
         ConfigError: a relative path on a cluster: executors would write below their own working directories.
     """
-    master = spark.sparkContext.master
+    master = str(spark.sparkContext.master)
     if not urlsplit(config.root).scheme and not Path(config.root).is_absolute() and not is_local(master):
         raise ConfigError(
             f"tables.root = {config.root!r}: under {master} it must be one place for all hosts, "
