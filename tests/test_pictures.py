@@ -135,7 +135,7 @@ def test_no_picture_is_kept_and_no_window_system_chosen(monkeypatch):
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def test_without_matplotlib_the_extra_is_named(monkeypatch):
+def test_without_matplotlib_the_way_to_get_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(PrerequisiteError, match=r"foldin\[report\]"):
+    with pytest.raises(PrerequisiteError, match="pip install .matplotlib"):
         pictures.bars({"a": 1.0}, "t", "x")
