@@ -130,6 +130,7 @@ def test_any_lines_are_accounted_for(
 
 
 @pytest.mark.chaos
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", BEYOND_DOUBT)
 @fuzz(40)

@@ -137,5 +137,5 @@ def test_no_picture_is_kept_and_no_window_system_chosen(monkeypatch):
 
 def test_without_matplotlib_the_way_to_get_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(PrerequisiteError, match="pip install"):
+    with pytest.raises(PrerequisiteError, match=r"pip install 'matplotlib>=3\.8'"):
         pictures.bars({"a": 1.0}, "t", "x")

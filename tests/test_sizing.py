@@ -132,9 +132,7 @@ def test_a_prediction_keeps_up_with_its_rate_and_lies_in_its_own_range(load: Loa
     assert found.micro_batch.likely <= found.trigger_seconds + 0.01
     assert found.partitions % found.cores == 0
     assert found.executors * found.cores_an_executor == found.cores  # a cluster starts whole executors only
-    assert (
-        found.cores_an_executor <= 2
-    )  # what the smallest jobs are given; a standalone cluster starts none that is larger
+    assert found.cores_an_executor <= 2  # what the smallest jobs are given: no larger one is started for them
     for span in (found.micro_batch, found.full_rate, found.freshness, found.build, found.checkpoint, found.night):
         assert span.low <= span.likely <= span.high
 

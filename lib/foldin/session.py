@@ -104,9 +104,10 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
 
     builder = SparkSession.builder.appName(config.spark.app_name)
     settings = dict(_REQUIRED)
+    given = None
     if submitted:
         SparkContext._ensure_initialized()  # else SparkConf() knows of no JVM, and is empty
-    given = SparkConf() if submitted else None  # what the submitter said
+        given = SparkConf()  # what the submitter said
     master = config.spark.master if given is None else given.get("spark.master", "local")
     if is_local(master):
         # The defaults, 200, 50 and 10,000, are for clusters: here every small query would start as many tasks.

@@ -53,7 +53,10 @@ class ShippedModel:
         """The model, in a worker: kept for the tasks that follow, in place of the version before it."""
         key = (self.version, self.digest, self.memory_mapped)
         if key not in _loaded:
-            items = self._mapped() if self.memory_mapped else self.items.value
+            if self.memory_mapped:
+                items = cached(host_cache_dir(), self.version, self._build, self.digest)
+            else:
+                items = self.items.value
             _loaded.clear()
             _loaded[key] = Model(items=items, **self.parts.value)
         return _loaded[key]
@@ -62,9 +65,6 @@ class ShippedModel:
         """Give up the broadcasts."""
         self.parts.unpersist()
         self.items.unpersist()
-
-    def _mapped(self) -> ItemFactors:
-        return cached(host_cache_dir(), self.version, self._build, self.digest)
 
     def _build(self) -> ItemFactors:
         """Only the worker that writes the host's file unpickles the broadcast; it also clears away old files."""
