@@ -59,16 +59,32 @@ class Checkpoint:
         Raises:
             StateMismatchError: the file is damaged.
         """
+        data = self.first_offset(batch_id)
+        if data is None:
+            return None
+        try:
+            position = Position(int(data["reservoirVersion"]), int(data["index"]))
+            return Offset(position, bool(data["isStartingVersion"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._damaged(f"offsets/{batch_id}", error) from error
+
+    def first_offset(self, batch_id: int) -> dict[str, Any] | None:
+        """The end offset of a batch over its query's first source, in that source's own words.
+
+        None where there is no such batch, or where that source had nothing yet.
+
+        Raises:
+            StateMismatchError: the file is damaged.
+        """
         name = f"offsets/{batch_id}"
         text = self.read(name) if batch_id >= 0 else None
         if text is None:
             return None
         try:
-            data = json.loads(text.split("\n")[2])  # version, metadata, then one line a source
-            position = Position(int(data["reservoirVersion"]), int(data["index"]))
-            return Offset(position, bool(data["isStartingVersion"]))
-        except (IndexError, KeyError, TypeError, ValueError) as error:
+            line = text.split("\n")[2]  # version, metadata, then one line a source; an id may hold U+2028
+        except IndexError as error:
             raise self._damaged(name, error) from error
+        return None if line == "-" else self.parsed(name, line)
 
     def is_new(self) -> bool:
         """No batch was ever planned here."""

@@ -139,14 +139,11 @@ def _gone(checkpoint: Checkpoint, what: str) -> str:
 def _next_offsets(checkpoint: Checkpoint) -> dict[tuple[str, int], int]:
     """{(topic, partition): offset of the first message that no finished batch has read}, empty for a new checkpoint."""
     done = [int(name) for name in checkpoint.list("commits") if name.isdigit()]
-    if done:
-        text = checkpoint.read(f"offsets/{max(done)}")
-        found = text.partition("\n")[2].partition("\n")[2] if text is not None else "{}"
-    else:
-        text = checkpoint.read("sources/0/0")
-        found = "{" + text.partition("{")[2] if text is not None else "{}"
+    topics = checkpoint.first_offset(max(done)) if done else None
     try:
-        topics: dict[str, dict[str, int]] = json.loads(found)
+        if topics is None:
+            text = checkpoint.read("sources/0/0")
+            topics = json.loads("{" + text.partition("{")[2]) if text is not None else {}
         return {(t, int(p)): int(n) for t, parts in topics.items() for p, n in parts.items()}
     except (ValueError, AttributeError):
         raise StateMismatchError(

@@ -82,9 +82,8 @@ class BatchFiles:
         return [file for number in range(start + 1, end + 1) for file in self._entries(number)]
 
     def _log_offset(self, batch_id: int) -> int:
-        text = self.checkpoint.read(f"offsets/{batch_id}") if batch_id >= 0 else None
-        line = text.split("\n")[2] if text is not None else "-"  # version, metadata, then one line a source
-        return int(json.loads(line)["logOffset"]) if line != "-" else -1
+        offset = self.checkpoint.first_offset(batch_id)
+        return int(offset["logOffset"]) if offset is not None else -1
 
     def _entries(self, number: int) -> list[str]:
         text = self.checkpoint.read(f"sources/0/{number}")
