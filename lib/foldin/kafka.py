@@ -233,7 +233,11 @@ def _spoken(settings: KafkaConfig) -> Iterator[None]:
             raise ConfigError(f"kafka.topics = {settings.topics!r}: a topic does not exist at {where}") from None
         if re.search(r"Authenti|Authoriz", reason):
             raise ConfigError(f"kafka.options: Kafka at {where} refuses the login or its rights: {reason}") from None
-        if re.search(r"ConfigException|IllegalArgument|Jaas", reason):
+        if re.search(r"CertPath|Certificate|SSL", reason):
+            raise ConfigError(
+                f"kafka.options: Kafka at {where} is not trusted by TLS, or does not speak it: {reason}"
+            ) from None
+        if re.search(r"ConfigException|IllegalArgument|Jaas|UnrecoverableKey", reason):
             raise ConfigError(f"kafka.options: {reason}") from None
         if "Timeout" in reason:
             raise FoldinError(f"kafka.bootstrap_servers = {where!r}: no broker answers: {reason}") from None

@@ -25,6 +25,8 @@ _SPARK_JARS = Path(pyspark.__file__).parent / "jars"
 USER = "foldin"
 PASSWORD = 'pa"ss\\w0rd-9f3c'
 """With what would end a quoted string, if nobody minded."""
+STORE_PASSWORD = "st0re-of-ke\\ys"
+"""Of the broker's key store and its clients' trust store."""
 JAAS = 'org.apache.kafka.common.security.plain.PlainLoginModule required username="{}" password="${{env:KAFKA_WORD}}";'
 
 
@@ -65,6 +67,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
@@ -72,7 +79,10 @@ def _quoted(text: str) -> str:
 class Broker:
     """One node in KRaft mode, broker and controller, on loopback; its log outlives a SIGKILL.
 
-    It listens twice: at `address` to everybody, at `guarded` to who knows the password.
+    It listens twice: at `address` to everybody, at `guarded` by TLS to who knows the password.
+
+    Attributes:
+        trust: the trust store with the certificate of `guarded`, which no authority has signed.
     """
 
     def __init__(self, classpath: str, folder: Path, password: str) -> None:
@@ -80,19 +90,23 @@ class Broker:
         self.address, self.guarded, controller = (f"127.0.0.1:{free_port()}" for _ in range(3))
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True)
+        keys, self.trust = self._certify()
         properties = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@{controller}",
             "listeners": f"OPEN://{self.address},GUARDED://{self.guarded},CONTROLLER://{controller}",
             "advertised.listeners": f"OPEN://{self.address},GUARDED://{self.guarded}",
-            "listener.security.protocol.map": "OPEN:PLAINTEXT,GUARDED:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": "OPEN:PLAINTEXT,GUARDED:SASL_SSL,CONTROLLER:PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "OPEN",
             "sasl.enabled.mechanisms": "PLAIN",
             "listener.name.guarded.plain.sasl.jaas.config": "org.apache.kafka.common.security.plain.PlainLoginModule "
             # A file of properties takes away one level of backslashes, JAAS the next.
             f'required user_{USER}="{_quoted(_quoted(password))}";',
+            "listener.name.guarded.ssl.keystore.location": str(keys),
+            "listener.name.guarded.ssl.keystore.type": "PKCS12",
+            "listener.name.guarded.ssl.keystore.password": _quoted(STORE_PASSWORD),
             "log.dirs": str(folder / "log"),
             "auto.create.topics.enable": "false",
             # One node: there is nobody to keep copies.
@@ -104,15 +118,24 @@ class Broker:
         }
         self._properties = folder / "server.properties"
         self._properties.write_text("".join(f"{key}={value}\n" for key, value in properties.items()))
-        self._run("kafka.tools.StorageTool", "format", "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c", str(self._properties))
+        _run(self._command("kafka.tools.StorageTool", "format", "-t", "A" * 21 + "Q", "-c", str(self._properties)))
+
+    def _certify(self) -> tuple[Path, Path]:
+        """A key with a certificate for loopback, by Java's own tool, and a trust store with that certificate alone."""
+        keys, certificate, trust = (self.folder / name for name in ("keys.p12", "broker.pem", "trust.p12"))
+        named = ["-alias", "broker", "-storetype", "PKCS12", "-storepass", STORE_PASSWORD]
+        made_for = ["-keyalg", "EC", "-dname", "CN=broker", "-ext", "san=ip:127.0.0.1", "-validity", "2"]
+        for words in (
+            ["-genkeypair", *named, *made_for, "-keystore", str(keys)],
+            ["-exportcert", *named, "-rfc", "-keystore", str(keys), "-file", str(certificate)],
+            ["-importcert", *named, "-noprompt", "-keystore", str(trust), "-file", str(certificate)],
+        ):
+            _run(["keytool", *words])
+        return keys, trust
 
     def _command(self, *words: str) -> list[str]:
         options = ["-Xmx384m", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         return ["java", *options, "-cp", self.classpath, *words]
-
-    def _run(self, *words: str) -> None:
-        done = subprocess.run(self._command(*words), capture_output=True, text=True, timeout=SECONDS, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self) -> None:
         with (self.folder / "broker.log").open("ab") as log:
@@ -137,9 +160,15 @@ class Broker:
 
 
 def guarded(broker: Broker, user: str = USER) -> list[str]:
-    """Settings of foldin for the listener that asks for a password, which the variable KAFKA_WORD holds."""
+    """Settings of foldin for the listener by TLS that asks for a password.
+
+    The variable KAFKA_WORD holds that, KAFKA_STORE_WORD the one of the trust store.
+    """
     options = {
-        "kafka.security.protocol": "SASL_PLAINTEXT",
+        "kafka.security.protocol": "SASL_SSL",
+        "kafka.ssl.truststore.location": str(broker.trust),
+        "kafka.ssl.truststore.type": "PKCS12",
+        "kafka.ssl.truststore.password": "${env:KAFKA_STORE_WORD}",
         "kafka.sasl.mechanism": "PLAIN",
         "kafka.sasl.jaas.config": JAAS.format(user),
     }

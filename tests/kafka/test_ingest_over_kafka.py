@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from broker import PASSWORD, Broker, Client, guarded
+from broker import PASSWORD, STORE_PASSWORD, Broker, Client, guarded
 from pyspark.sql import SparkSession
 
 from chaos.processes import Job, wait_until
@@ -21,8 +21,8 @@ from foldin.tables import Tables
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-TELLTALE = "w0rd-9f3c"
-"""Of the password, what no quoting and no escaping changes."""
+TELLTALES = (b"w0rd-9f3c", b"st0re-of-ke")
+"""Of each password, what no quoting and no escaping changes."""
 
 Row = tuple[str, str, str, str, float | None]
 
@@ -130,7 +130,7 @@ def test_broker_and_job_are_killed_and_started_again_and_nothing_is_lost_or_doub
     assert rows_in == log.sent
 
 
-def test_the_password_is_nowhere_but_in_the_environment(
+def test_the_passwords_are_nowhere_but_in_the_environment(
     broker: Broker, client: Client, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events = tmp_path / "spark-events"
@@ -145,6 +145,7 @@ def test_the_password_is_nowhere_but_in_the_environment(
     job = Job("ingest", settings(tmp_path, broker, topic, *more), tmp_path / "ingest.log")
     client.send(topic, *Log(seed=6).draw(50))
     monkeypatch.setenv("KAFKA_WORD", PASSWORD)
+    monkeypatch.setenv("KAFKA_STORE_WORD", STORE_PASSWORD)
     job.start("--once")
     try:
         assert job.wait_for_death() == 0, job.said()[-3000:]
@@ -153,11 +154,13 @@ def test_the_password_is_nowhere_but_in_the_environment(
 
     said = job.said()
     assert "50 rows in" in said
-    assert "sasl.jaas.config = [hidden]" in said  # Kafka has logged its settings: there was something to hide
+    # Kafka has logged its settings: there was something to hide.
+    assert "sasl.jaas.config = [hidden]" in said
+    assert "ssl.truststore.password = [hidden]" in said
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"ingest.log", "metadata"} <= {path.name for path in files}
     assert any(path.is_relative_to(events) and path.stat().st_size > 10_000 for path in files)
-    assert [str(path) for path in files if TELLTALE.encode() in path.read_bytes()] == []
+    assert [str(path) for path in files if any(word in path.read_bytes() for word in TELLTALES)] == []
 
 
 def test_under_spark_submit_a_missing_connector_is_one_line_that_names_it(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from broker import PASSWORD, Broker, Client, free_port, guarded
+from broker import PASSWORD, STORE_PASSWORD, Broker, Client, free_port, guarded
 from pyspark.sql import DataFrame, SparkSession
 
 from foldin.config import Config
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_source_or_of_more_topics_is_refused(
         ingest(tables, make_config("ingest.name=both"))
 
 
-def test_a_password_comes_from_the_environment_whatever_characters_it_has(
+def test_by_tls_passwords_come_from_the_environment_whatever_characters_they_have(
     tables: Tables,
     kafka_config: Callable[..., Config],
     client: Client,
@@ -169,6 +169,7 @@ def test_a_password_comes_from_the_environment_whatever_characters_it_has(
     client.send(topic, event("a"))
     config = kafka_config(*guarded(broker))
     monkeypatch.delenv("KAFKA_WORD", raising=False)
+    monkeypatch.setenv("KAFKA_STORE_WORD", STORE_PASSWORD)
     with pytest.raises(ConfigError, match=r"'kafka\.sasl\.jaas\.config' needs the environment variable KAFKA_WORD"):
         ingest(tables, config)
     monkeypatch.setenv("KAFKA_WORD", "a wrong one")
@@ -176,6 +177,16 @@ def test_a_password_comes_from_the_environment_whatever_characters_it_has(
         ingest(tables, config)
     assert "a wrong one" not in str(raised.value)
     monkeypatch.setenv("KAFKA_WORD", PASSWORD)
+    monkeypatch.setenv("KAFKA_STORE_WORD", "a wrong one")
+    with pytest.raises(ConfigError, match=r"trust\.p12") as raised:
+        ingest(tables, config)
+    assert "a wrong one" not in str(raised.value)
+    distrustful = {key: word for key, word in config.kafka.options.items() if "truststore" not in key}
+    stranger = config.model_copy(update={"kafka": config.kafka.model_copy(update={"options": distrustful})})
+    with pytest.raises(ConfigError, match=f"Kafka at {broker.guarded}.*unable to find valid certification path"):
+        ingest(tables, stranger)
+    assert not tables.read(EVENTS).count()
+    monkeypatch.setenv("KAFKA_STORE_WORD", STORE_PASSWORD)
     assert ingest(tables, config).events == 1
 
 
