@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import pytest
 from pyspark.sql import DataFrame
 
 from foldin.config import Config
-from foldin.errors import FoldinError
+from foldin.errors import FoldinError, StateMismatchError
 from foldin.ingest import Ingest
 from foldin.ledger import Account
 from foldin.mapping import contract
@@ -160,3 +161,19 @@ def test_jobs_that_run_at_the_same_time_over_the_same_rows_write_each_once(
     assert len(accounts) == 2
     assert sum(account[1] for account in accounts.values()) == 4
     assert_exact(tables, 24, "abcd", 4)
+
+
+@pytest.mark.parametrize("folder", ["admission", "lease"])
+def test_a_damaged_note_of_a_checkpoint_is_refused_with_the_way_on(
+    tables: Tables, make_config: Callable[..., Config], folder: str
+) -> None:
+    config = make_config()
+    land(config, "1.json", event("a"))
+    ingest(tables, config)
+    checkpoint = Path(tables.root, "_checkpoints", "ingest")
+    newest = max((path for path in (checkpoint / folder).iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+    newest.write_bytes(newest.read_bytes()[:-2])
+    with pytest.raises(StateMismatchError, match=rf"{folder}/{newest.name} is damaged .*: delete {checkpoint} and "):
+        ingest(tables, config)
+    shutil.rmtree(checkpoint)
+    assert ingest(tables, config) == (1, 0, 0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pyspark.sql import SparkSession
 
 from foldin.config import load_config
 from foldin.session import _REQUIRED, _local_cores, _stderr_to, build_session
+from quick import environment
 
 
 def test_what_foldin_relies_on_is_set_whatever_the_defaults_are(spark: SparkSession) -> None:
@@ -49,6 +51,37 @@ def test_workers_run_this_interpreter_with_one_blas_thread_each(spark: SparkSess
 )
 def test_shuffles_have_as_many_partitions_as_there_are_cores(master: str, cores: int) -> None:
     assert _local_cores(master) == cores
+
+
+def test_a_submitters_settings_hold_and_what_is_to_be_hidden_is_added_up(tmp_path: Path) -> None:
+    script = tmp_path / "show.py"
+    script.write_text(
+        "import json\n"
+        "from foldin.config import load_config\n"
+        "from foldin.session import build_session\n"
+        "config = load_config()\n"
+        "config.spark.conf['spark.redaction.regex'] = 'ours'\n"
+        "spark = build_session(config)\n"
+        "names = ['spark.redaction.regex', 'spark.sql.shuffle.partitions', 'spark.sql.session.timeZone']\n"
+        "print(json.dumps([spark.conf.get(name) for name in names]))\n"
+    )
+    settings = {"redaction.regex": "theirs", "sql.shuffle.partitions": "7", "ui.enabled": "false"}
+    confs = [word for key, value in settings.items() for word in ("--conf", f"spark.{key}={value}")]
+    submit = Path(sys.executable).with_name("spark-submit")
+    done = subprocess.run(
+        [submit, "--master", "local[1]", *confs, script],
+        cwd=tmp_path,
+        env=environment(PYSPARK_PYTHON=sys.executable),
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    redaction, partitions, zone = json.loads(done.stdout.splitlines()[-1])
+    assert redaction.startswith(_REQUIRED["spark.redaction.regex"])
+    assert {"(?:ours)", "(?:theirs)"} <= set(redaction.split("|"))
+    assert (partitions, zone) == ("7", "UTC")
 
 
 def test_stderr_of_a_child_goes_to_the_log_file_and_comes_back(

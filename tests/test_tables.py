@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from chispa import assert_df_equality
 
 from foldin.reading import latest_recommendations
 from foldin.schemas import EVENTS, TABLES, USER_FACTORS, Position
-from foldin.tables import Tables, Transaction, latest
+from foldin.tables import Tables, Transaction, in_full, latest
 from foldin.training import train
 from world import bought, fold_once, initial_rows, latest_lists
 
@@ -24,6 +26,23 @@ def factor_rows(spark, *rows):
         "events_index",
         "timestamp(at) as folded_at",
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("/mnt/foldin", "/mnt/foldin"),
+        ("s3a://bucket/foldin", "s3a://bucket/foldin"),
+        ("file:///mnt/foldin", "file:///mnt/foldin"),
+        # Hadoop's own way to write them.
+        ("file:/mnt/foldin", "file:///mnt/foldin"),
+        ("hdfs:/foldin", "hdfs:///foldin"),
+        ("data/foldin", f"{Path.cwd()}/data/foldin"),
+        ("a b:/c", f"{Path.cwd()}/a b:/c"),
+    ],
+)
+def test_a_root_is_a_uri_or_absolute(path, found):
+    assert in_full(path) == found
 
 
 def test_latest_goes_by_position_and_never_by_clock_or_order_of_writing(spark):

@@ -230,6 +230,23 @@ class Checkpoint:
                 raise
             return None
 
+    def newest_within(self, name: str) -> float | None:
+        """When the newest file of a folder was written; the folder's own time if it has none; None if it is gone.
+
+        An object store has no folders: S3A says "now" of each.
+        """
+        fs, path = self._resolve(name)
+        times = []
+        try:
+            files = fs.listFiles(path, True)
+            while files.hasNext():
+                times.append(float(files.next().getModificationTime()) / 1000)
+        except Py4JJavaError:  # somebody deletes it at this moment
+            if fs.exists(path):
+                raise
+            return None
+        return max(times) if times else self.modified_if_there(name)
+
     def delete(self, name: str) -> None:
         """Delete a file or folder, if it is there."""
         fs, path = self._resolve(name)

@@ -208,8 +208,9 @@ class Attempt:
     def append(self, tables: Tables, rows: DataFrame, spec: TableSpec) -> None:
         """Append `rows`, unless an earlier attempt has."""
         if self.committed(tables, spec) is None:
-            self.check()
-            tables.append(rows, spec, metadata=self.label)
+            with tables.locked(spec):  # whoever merges small files holds it meanwhile
+                self.check()
+                tables.append(rows, spec, metadata=self.label)
 
     def committed(self, tables: Tables, spec: TableSpec) -> Commit | None:
         """What an earlier attempt appended; None for nothing."""

@@ -237,7 +237,11 @@ def _spoken(settings: KafkaConfig) -> Iterator[None]:
             raise ConfigError(
                 f"kafka.options: Kafka at {where} is not trusted by TLS, or does not speak it: {reason}"
             ) from None
-        if re.search(r"ConfigException|IllegalArgument|Jaas|UnrecoverableKey", reason):
+        if "UnrecoverableKey" in reason:
+            raise ConfigError(
+                f"kafka.options: a key or trust store does not open with its password: {reason}"
+            ) from None
+        if re.search(r"ConfigException|IllegalArgument|Jaas", reason):
             raise ConfigError(f"kafka.options: {reason}") from None
         if "Timeout" in reason:
             raise FoldinError(f"kafka.bootstrap_servers = {where!r}: no broker answers: {reason}") from None

@@ -88,7 +88,8 @@ def holder_of(checkpoint: Checkpoint) -> Holder | None:
     if text is None:  # taken over in this very moment
         return holder_of(checkpoint)
     # Empty only where a file system cannot create a file whole, and the holder died (or is) between the two steps.
-    data = json.loads(text) if text else _unnamed(checkpoint.modified(f"{_FOLDER}/{newest}"))
+    name = f"{_FOLDER}/{newest}"
+    data = checkpoint.parsed(name, text) if text else _unnamed(checkpoint.modified(name))
     prefix = f"{newest}-renewed-"
     renewed = max([data.pop("renewed", 0.0)] + [int(n[len(prefix) :]) / 1000 for n in names if n.startswith(prefix)])
     data["processes"] = tuple((int(pid), int(at)) for pid, at in data["processes"])

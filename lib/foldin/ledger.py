@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from pyspark.sql import functions as F
 
@@ -82,7 +81,7 @@ class Ledger:
         for name in self._checkpoint.list(_FOLDER):
             text = self._checkpoint.read(f"{_FOLDER}/{name}")
             assert text is not None
-            data: dict[str, Any] = json.loads(text)
+            data = self._checkpoint.parsed(f"{_FOLDER}/{name}", text)
             self._waiting[int(name)] = Account(data["rows_in"], data["events"], Counter(data["quarantined"]))
         self._flush()
 

@@ -87,7 +87,7 @@ def _clear_fits(tables: Tables) -> None:
     """Delete the checkpoints of fits of long ago: MLlib keeps each fit's last one."""
     fits = Checkpoint(tables.spark, tables.path("_checkpoints", "als"))
     for name in fits.list(""):
-        modified = fits.modified_if_there(name)
+        modified = fits.newest_within(name)
         if modified is not None and time.time() - modified > _ABANDONED_DAYS * 86_400:
             fits.delete(name)
 
@@ -141,13 +141,15 @@ def _retire(tables: Tables, keep: int) -> tuple[str, ...]:
     spared = {row.model_version for row in served[-keep:]} | _pinned(tables)
     unseen = _just_trained(tables)
     newest_cut = max((row.cut_version for row in served), default=-1)
+    candidates = [row for row in reversed(standing) if not row.sequence and row.status != "retired"]
+    newest = max(candidates, key=lambda row: row.cut_version, default=None)
     old = [
         row.model_version
         for row in standing
         if row.model_version not in spared
         and row.status != "retired"
-        # A candidate that is newer, or that nobody has looked at, may still be adopted.
-        and (row.sequence or (row.cut_version < newest_cut and row.model_version not in unseen))
+        # A candidate that nobody has looked at, or the newest of what is newer than what serves, may still be adopted.
+        and (row.sequence or (row.model_version not in unseen and (row is not newest or row.cut_version < newest_cut)))
     ]
     for model_version in list(old):
         try:

@@ -101,7 +101,11 @@ class Publisher:
         return count
 
     def _append_factors(self, rows: DataFrame, attempt: Attempt) -> int:
-        """Factors alone need no cache: the append itself is the one action that computes the batch."""
+        """Factors alone need no cache: the append itself is the one action that computes the batch.
+
+        So the lease is asked before that: who stands still while it computes, for longer than the lease's term, and is
+        overtaken, appends the same rows once more.
+        """
         if attempt.committed(self.tables, USER_FACTORS) is not None:
             return rows.count()  # a batch that nothing computes leaves no state behind
         attempt.check()

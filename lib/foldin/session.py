@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,9 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
     secrets: dict[str, Any] = fill(
         "spark.conf", {key: value for key, value in config.spark.conf.items() if refers(value)}
     )
-    settings[_REDACTION] = "|".join([_REQUIRED[_REDACTION], *_also_hidden(config.spark.conf, secrets)])
+    submitters = given.get(_REDACTION) if given is not None else None
+    asked = [config.spark.conf.get(_REDACTION), submitters]
+    settings[_REDACTION] = "|".join([_REQUIRED[_REDACTION], *_also_hidden(asked, secrets)])
     for key, value in settings.items():
         builder = builder.config(key, value)
     if submitted:
@@ -140,10 +142,11 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
         return builder.config(map=secrets).getOrCreate()
 
 
-def _also_hidden(conf: Mapping[str, str], secrets: Iterable[str]) -> Iterator[str]:
-    """What Spark must hide beside what sounds like a secret: what the configuration says, and what is a reference."""
-    if (own := conf.get(_REDACTION)) is not None:
-        yield f"(?:{own})"
+def _also_hidden(asked: Iterable[str | None], secrets: Iterable[str]) -> Iterator[str]:
+    """What Spark must hide beside what sounds like a secret: what somebody asks for, and what is a reference."""
+    for pattern in asked:
+        if pattern is not None:
+            yield f"(?:{pattern})"
     for key in secrets:
         # Hadoop's settings have a page without the prefix.
         yield rf"^(?:spark\.hadoop\.)?{re.escape(key.removeprefix('spark.hadoop.'))}$"

@@ -12,6 +12,7 @@ import hashlib
 import os
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,12 @@ class ShippedModel:
     def _build(self) -> ItemFactors:
         """Only the worker that writes the host's file unpickles the broadcast; it also clears away old files."""
         now = time.time()
-        for file in host_cache_dir().glob("*.items"):
-            kept = 3600 if file.name.startswith(TRIAL) else _DAYS_KEPT * 86_400
-            if file.stat().st_mtime < now - kept:
-                file.unlink(missing_ok=True)  # who has it mapped keeps it
+        for pattern in ("*.items", "*.unfinished"):  # the latter of a worker that was killed
+            for file in host_cache_dir().glob(pattern):
+                kept = 3600 if file.name.startswith(TRIAL) else _DAYS_KEPT * 86_400
+                with suppress(FileNotFoundError):  # another worker clears up, too
+                    if file.stat().st_mtime < now - kept:
+                        file.unlink()  # who has it mapped keeps it
         return self.items.value
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from py4j.protocol import Py4JJavaError
@@ -23,6 +22,7 @@ from foldin.config import Config, IngestConfig, byte_count
 from foldin.errors import ConfigError, reason_of
 from foldin.kafka import check_topics, kafka_failures, read_topics
 from foldin.mapping import Mapping
+from foldin.tables import in_full
 
 __all__ = ["read_as", "read_source", "source_failures"]
 
@@ -144,7 +144,7 @@ def _path_of(table: str) -> str | None:
     if quoted is None and "/" not in table:
         return None
     path = quoted[1].replace("``", "`") if quoted is not None else table
-    return path if "://" in path else str(Path(path).absolute())  # Delta takes a relative path for a name
+    return in_full(path)
 
 
 def _without_source_file(rows: DataFrame) -> DataFrame:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from delta.tables import DeltaTable
 from pyspark.errors import AnalysisException
@@ -24,7 +25,7 @@ from foldin.config import TablesConfig
 from foldin.errors import StateMismatchError
 from foldin.schemas import TABLES, TableSpec
 
-__all__ = ["Tables", "Transaction", "latest"]
+__all__ = ["Tables", "Transaction", "in_full", "latest"]
 
 
 _held = threading.local()
@@ -39,6 +40,14 @@ class Transaction:
     version: int
 
 
+def in_full(path: str) -> str:
+    """A path as Delta takes it: a URI, or absolute, since it takes a relative one for the name of a table."""
+    scheme, colon, rest = path.partition(":/")
+    if not colon or not urlsplit(path).scheme:
+        return str(Path(path).absolute())
+    return path if rest.startswith("/") else f"{scheme}:///{rest}"  # as Hadoop writes it: hdfs:/foldin
+
+
 @dataclass(frozen=True)
 class Tables:
     """The tables of one foldin installation."""
@@ -51,10 +60,7 @@ class Tables:
     @classmethod
     def of(cls, spark: SparkSession, config: TablesConfig, *, create: bool = True) -> Tables:
         """The configured tables, created where they are missing (but not for who only reads: `create` False)."""
-        root = config.root.rstrip("/")
-        if "://" not in root:
-            root = str(Path(root).absolute())  # Delta takes a relative path for the name of a table
-        tables = cls(spark, root, config.catalog)
+        tables = cls(spark, in_full(config.root.rstrip("/")), config.catalog)
         for spec in TABLES if create else ():
             # At every start of a job: a look at the columns, which the job reads anyway, and no query.
             if not tables._create(spec) and spec.grows and set(spec.schema.names) - set(tables.read(spec).columns):

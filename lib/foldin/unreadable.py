@@ -65,14 +65,15 @@ class BatchFiles:
         Args:
             skipping: Spark skips what it cannot read; otherwise it has read whatever was still there.
         """
-        told = self.checkpoint.read(f"{_FOLDER}/{batch_id}")
-        found: dict[str, str] = json.loads(told) if told is not None else {}
+        name = f"{_FOLDER}/{batch_id}"
+        told = self.checkpoint.read(name)
+        found: dict[str, str] = self.checkpoint.parsed(name, told) if told is not None else {}
         planned, listed = self._planned(batch_id), self._listed(query)
         found |= {file: _GONE for file in planned if _plain(file) not in listed and file not in found}
         if skipping:
             found |= self._faults([file for file in planned if file not in found])
         if found:
-            self.checkpoint.write(f"{_FOLDER}/{batch_id}", json.dumps(found))
+            self.checkpoint.write(name, json.dumps(found))
             for file, why in found.items():
                 log.warning("batch %d: cannot read %s: %s", batch_id, file, why)
         return found

@@ -28,9 +28,11 @@ def test_a_file_is_written_replaced_listed_and_deleted(checkpoint, bucket):
     assert checkpoint.read("pins/1") == "zweiter, länger"
     assert checkpoint.list("pins") == ["1"]
     assert checkpoint.modified("pins/1") == checkpoint.modified_if_there("pins/1") > 0
+    assert checkpoint.newest_within("") == checkpoint.modified("pins/1")  # of a folder, S3A says "now"
     checkpoint.delete("pins/1")
     assert checkpoint.read("pins/1") is None
     assert checkpoint.modified_if_there("pins/1") is None
+    assert checkpoint.newest_within("pins") is None
     assert [key for key in bucket.objects() if key.endswith(".tmp")] == []
 
 
