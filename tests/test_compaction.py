@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,6 +52,23 @@ def test_a_stream_skips_the_merge_of_its_source(folded, config, events_frame):
     assert fold_once(folded, config) == 0
     row = folded.read(USER_FACTORS).where("user_id = 'u1'").orderBy("events_version", ascending=False).first()
     assert row["events"] == 4 + 3
+
+
+def test_a_merge_keeps_other_processes_waiting_and_not_this_ones_appends(tables, events_frame):
+    def another_process_gets_the_lock() -> bool:
+        program = "import fcntl, sys; fcntl.flock(open(sys.argv[1], 'ab'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        command = [sys.executable, "-c", program, f"{tables.root}/_locks/events"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 or "BlockingIOError" in done.stderr
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(1) as pool, tables.merging(EVENTS):
+        pool.submit(tables.append, events_frame(bought("a", "u", "i")), EVENTS).result(120)
+        assert not another_process_gets_the_lock()
+    with tables.locked(EVENTS), tables.locked(EVENTS):
+        assert not another_process_gets_the_lock()
+    assert another_process_gets_the_lock()
+    assert tables.read(EVENTS).count() == 1
 
 
 def test_appends_beside_merges_lose_nothing(tables, events_frame):

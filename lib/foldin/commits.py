@@ -208,7 +208,7 @@ class Attempt:
     def append(self, tables: Tables, rows: DataFrame, spec: TableSpec) -> None:
         """Append `rows`, unless an earlier attempt has."""
         if self.committed(tables, spec) is None:
-            with tables.locked(spec):  # whoever merges small files holds it meanwhile
+            with tables.locked(spec):  # another process may have held it for a while
                 self.check()
                 tables.append(rows, spec, metadata=self.label)
 

@@ -44,7 +44,7 @@ def compact(tables: Tables, spec: TableSpec) -> tuple[int, int]:
     spark = tables.spark.newSession()  # same engine, settings of its own
     for key, value in _SETTINGS.items():
         spark.conf.set(key, value)
-    with tables.locked(spec):
+    with tables.merging(spec):
         row = spark.sql(f"optimize {tables.name(spec)}").first()
     assert row is not None  # OPTIMIZE always answers with its metrics
     return int(row["metrics"]["numFilesRemoved"]), int(row["metrics"]["numFilesAdded"])

@@ -29,7 +29,7 @@ from foldin.monitoring import Monitor, observe_arrival
 from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE
 from foldin.sources import read_as, read_source, source_failures
 from foldin.streaming import GracefulStop, observed, run
-from foldin.tables import Tables
+from foldin.tables import Tables, few_files
 from foldin.unreadable import UNREADABLE, BatchFiles, StrictAgainError, failed_to_read, quarantine_rows, read_files
 
 __all__ = ["Account", "Ingest"]
@@ -237,7 +237,10 @@ class Ingest:
             }
             self.checkpoint.write(f"{_ADMISSION}/{batch_id}", json.dumps(states))
             self.checkpoint.delete(f"{_ADMISSION}/{batch_id - 2}")
-            work = [(valid, counts[False], batch_id), (invalid, +counts[True], batch_id)]
+            work = [
+                (few_files(rows, count.total()), count, batch_id)
+                for rows, count in ((valid, counts[False]), (invalid, +counts[True]))
+            ]
             # Two Delta commits at once take the time of one.
             with ThreadPoolExecutor(len(self._doors)) as pool:
                 events, quarantined = pool.map(lambda door, given: door.admit(*given), self._doors, work)

@@ -19,14 +19,12 @@ from foldin.leases import holder_of
 from foldin.registry import Model, Promotion, Registry, State
 from foldin.schemas import EVENTS, RECOMMENDATIONS, USER_FACTORS, Position, TableSpec
 from foldin.shipping import ShippedModel
-from foldin.tables import Tables
+from foldin.tables import Tables, few_files
 from foldin.trimming import Hold
 
 __all__ = ["Publisher", "stream_runs"]
 
 log = logging.getLogger("foldin.publish")
-
-_ROWS_A_FILE = 25_000  # a micro-batch writes one file a table, not one a state partition: half the files to merge later
 
 
 def stream_runs(tables: Tables) -> bool:
@@ -89,7 +87,7 @@ class Publisher:
             count = rows.count()
             folded = time.monotonic()
             if count:
-                merged = rows.coalesce(max(1, count // _ROWS_A_FILE))
+                merged = few_files(rows, count)
                 append = self.tables.append if attempt is None else partial(attempt.append, self.tables)
                 # The two tables are written at the same time: a Delta commit is mostly waiting.
                 with ThreadPoolExecutor(len(self.written)) as pool:

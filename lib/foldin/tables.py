@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from delta.tables import DeltaTable
@@ -25,11 +25,43 @@ from foldin.config import TablesConfig
 from foldin.errors import StateMismatchError
 from foldin.schemas import TABLES, TableSpec
 
-__all__ = ["Tables", "Transaction", "in_full", "latest"]
+__all__ = ["Tables", "Transaction", "few_files", "in_full", "latest"]
 
 
-_held = threading.local()
-"""`files`: the locks that this thread holds."""
+_ROWS_A_FILE = 25_000
+_LOG_STORE = "spark.delta.logStore.file.impl"
+
+
+class _LockFile:
+    """A file that one process holds at a time, by the kernel's lock, for as long as any of its threads asks for it."""
+
+    def __init__(self, file: Path) -> None:
+        self.threads = threading.RLock()
+        """For who needs to be alone within the process, too."""
+        self._file, self._holders = file, 0
+        self._guard = threading.Lock()
+        self._opened: IO[bytes] | None = None
+
+    @contextmanager
+    def held_by_process(self) -> Iterator[None]:
+        """Other processes wait meanwhile."""
+        with self._guard:
+            if self._opened is None:
+                opened = self._file.open("ab")
+                fcntl.flock(opened, fcntl.LOCK_EX)
+                self._opened = opened
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._holders -= 1
+                if not self._holders:
+                    self._opened.close()  # gives the lock back
+                    self._opened = None
+
+
+_lock_files: dict[Path, _LockFile] = {}
 
 
 @dataclass(frozen=True)
@@ -46,6 +78,11 @@ def in_full(path: str) -> str:
     if not colon or not urlsplit(path).scheme:
         return str(Path(path).absolute())
     return path if rest.startswith("/") else f"{scheme}:///{rest}"  # as Hadoop writes it: hdfs:/foldin
+
+
+def few_files(rows: DataFrame, count: int) -> DataFrame:
+    """Rows that are cached, to be written: a micro-batch makes one file, not one a partition, to be read and merged."""
+    return rows.coalesce(max(1, count // _ROWS_A_FILE))
 
 
 @dataclass(frozen=True)
@@ -165,30 +202,40 @@ class Tables:
 
     @contextmanager
     def locked(self, spec: TableSpec) -> Iterator[None]:
-        """Keep other processes of this machine from committing to the table meanwhile. A thread may hold it twice.
+        """Keep everybody else on this machine from committing to the table meanwhile. A thread may hold it twice.
 
         A local file system has no "rename unless it exists", by which one of two commits of the same version would
         lose: Delta asks whether the file is there, then renames, and between the two another process's commit can
         be overwritten. So on a local root every commit is made under a lock. It is the kernel's: SIGKILL frees it.
         Elsewhere Delta's log store sees to it, and this does nothing.
         """
-        if "://" in self.root and not self.root.startswith("file://"):
+        lock = self._lock(spec)
+        if lock is None:
             yield
             return
-        folder = Path(self.root.removeprefix("file://")) / "_locks"
-        held: set[Path] = _held.__dict__.setdefault("files", set())
-        file = folder / spec.name
-        if file in held:
+        with lock.threads, lock.held_by_process():
             yield
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        with file.open("ab") as opened:  # closing it gives the lock back
-            fcntl.flock(opened, fcntl.LOCK_EX)
-            held.add(file)
-            try:
+
+    @contextmanager
+    def merging(self, spec: TableSpec) -> Iterator[None]:
+        """As `locked`, but the threads of this process may commit, as a merge of small files takes seconds.
+
+        Within a process Delta's local log store makes its commits one after the other (LocalLogStore.write).
+        """
+        lock = self._lock(spec)
+        if lock is None or not str(self.spark.conf.get(_LOG_STORE, "")).endswith(".LocalLogStore"):
+            with self.locked(spec):
                 yield
-            finally:
-                held.discard(file)
+            return
+        with lock.held_by_process():
+            yield
+
+    def _lock(self, spec: TableSpec) -> _LockFile | None:
+        if "://" in self.root and not self.root.startswith("file://"):
+            return None
+        folder = Path(self.root.removeprefix("file://")) / "_locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        return _lock_files.setdefault(folder / spec.name, _LockFile(folder / spec.name))
 
     def version(self, spec: TableSpec) -> int:
         """The table's current Delta version."""
