@@ -38,6 +38,8 @@ class _LockFile:
     def __init__(self, file: Path) -> None:
         self.threads = threading.RLock()
         """For who needs to be alone within the process, too."""
+        self.merges = threading.Lock()
+        """Of two merges at once Delta would refuse one."""
         self._file, self._holders = file, 0
         self._guard = threading.Lock()
         self._opened: IO[bytes] | None = None
@@ -218,7 +220,7 @@ class Tables:
 
     @contextmanager
     def merging(self, spec: TableSpec) -> Iterator[None]:
-        """As `locked`, but the threads of this process may commit, as a merge of small files takes seconds.
+        """As `locked`, but the threads of this process may append, as a merge of small files takes seconds.
 
         Within a process Delta's local log store makes its commits one after the other (LocalLogStore.write).
         """
@@ -227,7 +229,7 @@ class Tables:
             with self.locked(spec):
                 yield
             return
-        with lock.held_by_process():
+        with lock.merges, lock.held_by_process():
             yield
 
     def _lock(self, spec: TableSpec) -> _LockFile | None:
