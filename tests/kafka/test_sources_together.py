@@ -43,7 +43,7 @@ def test_files_kafka_and_the_replayed_quarantine_at_once_give_each_event_once_th
     kafka = Job(
         "ingest", (*common, "ingest.name=topics", "kafka.max_offsets_per_trigger=40", WEIGHTS), tmp_path / "k.log"
     )
-    again = Job("ingest", (*by_files, WEIGHTS, "ingest.max_bytes_per_trigger=1"), tmp_path / "again.log")
+    again = Job("ingest", (*by_files, WEIGHTS, "ingest.max_bytes_per_trigger='1k'"), tmp_path / "again.log")
     jobs = (files, kafka, again)
 
     # Ratings that nobody has given a weight: they wait in the quarantine, in several files, until somebody has.
