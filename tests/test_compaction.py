@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,15 +74,31 @@ def test_a_merge_keeps_other_processes_waiting_and_not_this_ones_appends(tables,
 
 
 def test_appends_beside_merges_lose_nothing(tables, events_frame):
-    frames = [events_frame(bought(f"{writer}-{k}", "u", "i")) for writer in "ab" for k in range(5)]
-    with ThreadPoolExecutor(3) as pool:
-        appends = [pool.submit(tables.append, frame, EVENTS) for frame in frames]
-        merges = [pool.submit(compact, tables, EVENTS) for _ in range(3)]
-        for work in appends + merges:
-            work.result()
+    ended, ids = threading.Event(), []
+
+    def merge() -> int:
+        rounds = 0
+        while not ended.is_set():
+            rounds += compact(tables, EVENTS) != (0, 0)
+        return rounds
+
+    deadline = time.monotonic() + 240
+    with ThreadPoolExecutor(4) as pool:
+        merges = [pool.submit(merge) for _ in range(2)]  # of two merges at once Delta would refuse one
+        try:
+            while len(ids) < 10 or operations(tables, EVENTS).count("OPTIMIZE") < 2:
+                assert time.monotonic() < deadline
+                new = [f"{writer}-{len(ids)}" for writer in "ab"]
+                frames = [events_frame(bought(event_id, "u", "i")) for event_id in new]
+                for work in [pool.submit(tables.append, frame, EVENTS) for frame in frames]:
+                    work.result()
+                ids += new
+        finally:
+            ended.set()
+        assert sum(work.result() for work in merges) >= 2
     compact(tables, EVENTS)
-    ids = [row["event_id"] for row in tables.read(EVENTS).select("event_id").collect()]
-    assert sorted(ids) == sorted(f"{writer}-{k}" for writer in "ab" for k in range(5))
+    assert operations(tables, EVENTS).count("WRITE") == len(ids)
+    assert sorted(row["event_id"] for row in tables.read(EVENTS).select("event_id").collect()) == sorted(ids)
     assert files(tables, EVENTS) == 1
 
 

@@ -75,6 +75,12 @@ def test_a_transaction_is_applied_once_and_another_one_is_not_mistaken_for_it(sp
     assert tables.read(USER_FACTORS).count() == 3
 
 
+def test_tables_that_streams_append_to_checkpoint_their_logs_seldom(tables):
+    for spec in TABLES:
+        properties = tables.spark.sql(f"describe detail {tables.name(spec)}").first()["properties"]
+        assert properties.get("delta.checkpointInterval") == ("100" if spec.trimmed else None), spec.name
+
+
 def test_the_events_appended_since_a_version_are_read_from_the_log(tables, events_frame):
     for k in range(3):
         tables.append(events_frame(bought(f"e{k}", f"u{k}", "i0")), EVENTS)

@@ -233,6 +233,8 @@ def _spoken(settings: KafkaConfig) -> Iterator[None]:
             raise ConfigError(f"kafka.topics = {settings.topics!r}: a topic does not exist at {where}") from None
         if re.search(r"Authenti|Authoriz", reason):
             raise ConfigError(f"kafka.options: Kafka at {where} refuses the login or its rights: {reason}") from None
+        if re.search(r"ConfigException|IllegalArgument|Jaas|NoSuchFile|AccessDenied", reason):
+            raise ConfigError(f"kafka.options: {reason}") from None
         if re.search(r"CertPath|Certificate|SSL", reason):
             raise ConfigError(
                 f"kafka.options: Kafka at {where} is not trusted by TLS, or does not speak it: {reason}"
@@ -241,8 +243,6 @@ def _spoken(settings: KafkaConfig) -> Iterator[None]:
             raise ConfigError(
                 f"kafka.options: a key or trust store does not open with its password: {reason}"
             ) from None
-        if re.search(r"ConfigException|IllegalArgument|Jaas", reason):
-            raise ConfigError(f"kafka.options: {reason}") from None
         if "Timeout" in reason:
             raise FoldinError(f"kafka.bootstrap_servers = {where!r}: no broker answers: {reason}") from None
         raise FoldinError(f"Kafka at {where}: {reason}") from None

@@ -19,7 +19,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
 from foldin.checkpoints import Checkpoint
-from foldin.commits import CommitLog
+from foldin.commits import CommitLog, log_and_snapshot
 from foldin.compaction import compact
 from foldin.config import Config
 from foldin.errors import FoldinError, LeaseError, reason_of
@@ -95,6 +95,8 @@ def _clear_fits(tables: Tables) -> None:
 def look_after(tables: Tables, config: Config, spec: TableSpec) -> tuple[tuple[int, int], int]:
     """Merge, trim and delete in one table: (small files merged, files that came of it), hours spared by VACUUM."""
     started = time.monotonic()
+    if spec.trimmed:
+        _checkpoint(tables, spec)
     merged = compact(tables, spec)
     trimmed = _trim(tables, spec, config.tables.log_minutes) if spec.trimmed else 0
     hours = retention_hours(tables, spec)
@@ -105,6 +107,15 @@ def look_after(tables: Tables, config: Config, spec: TableSpec) -> tuple[tuple[i
         spec.name, *merged, hours, trimmed, time.monotonic() - started,
     )  # fmt: skip
     return merged, hours
+
+
+def _checkpoint(tables: Tables, spec: TableSpec) -> None:
+    """Write a checkpoint of the table's log, since commits before one can be trimmed: the next by itself may be far."""
+    try:
+        table_log, _ = log_and_snapshot(tables.spark, tables.location(spec))
+        table_log.checkpoint()
+    except Py4JJavaError as error:
+        log.warning("%s: no checkpoint of its log this time: %s", spec.name, reason_of(error))
 
 
 def _trim(tables: Tables, spec: TableSpec, minutes: int) -> int:

@@ -109,6 +109,8 @@ _POSITION = (
 _APPENDED_EVERY_SECOND = {
     "delta.deletedFileRetentionDuration": "interval 1 day",
     "delta.logRetentionDuration": "interval 2 days",
+    # Whoever makes the commit waits for the checkpoint of the log that comes after it, by default after every tenth.
+    "delta.checkpointInterval": "100",
 }
 
 EVENTS = TableSpec(

@@ -110,7 +110,8 @@ class Tables:
         """Whether the table is there."""
         if self.catalog:
             return bool(self.spark.catalog.tableExists(self.catalog_name(spec)))
-        return self._exists(f"{self.path(spec.name)}/_delta_log")
+        log = f"{self.path(spec.name)}/_delta_log"  # which is there before its first commit
+        return self._exists(f"{log}/{0:020d}.json") or self._exists(f"{log}/_last_checkpoint")
 
     def path(self, *parts: str) -> str:
         """A path under the root, for checkpoints and the like."""
@@ -204,7 +205,9 @@ class Tables:
 
     @contextmanager
     def locked(self, spec: TableSpec) -> Iterator[None]:
-        """Keep everybody else on this machine from committing to the table meanwhile. A thread may hold it twice.
+        """Keep everybody else on this machine from appending to the table meanwhile. A thread may hold it twice.
+
+        Only a merge of small files of this process may commit (`merging`).
 
         A local file system has no "rename unless it exists", by which one of two commits of the same version would
         lose: Delta asks whether the file is there, then renames, and between the two another process's commit can
@@ -282,7 +285,8 @@ class Tables:
         builder = builder.location(self.path(spec.name)).partitionedBy(*spec.partition_by)
         for key, value in spec.properties.items():
             builder = builder.property(key, value)
-        builder.execute()
+        with self.locked(spec):  # jobs that are started together on an empty root
+            builder.execute()
         return True
 
     def _create_by_name(self, spec: TableSpec) -> bool:
