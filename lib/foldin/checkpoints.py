@@ -81,7 +81,7 @@ class Checkpoint:
         if text is None:
             return None
         try:
-            line = text.split("\n")[2]  # version, metadata, then one line a source; an id may hold U+2028
+            line = text.split("\n")[2]  # version, metadata, then one line a source; a path may hold U+2028
         except IndexError as error:
             raise self._damaged(name, error) from error
         return None if line == "-" else self.parsed(name, line)

@@ -201,7 +201,11 @@ class Tables:
     @property
     def exclusive(self) -> bool:
         """`locked` keeps out everybody else who appends: the tables lie on a local disk."""
-        return not self.catalog and ("://" not in self.root or self.root.startswith("file://"))
+        return not self.catalog and self._on_disk
+
+    @property
+    def _on_disk(self) -> bool:
+        return "://" not in self.root or self.root.startswith("file://")
 
     @contextmanager
     def locked(self, spec: TableSpec) -> Iterator[None]:
@@ -236,7 +240,7 @@ class Tables:
             yield
 
     def _lock(self, spec: TableSpec) -> _LockFile | None:
-        if "://" in self.root and not self.root.startswith("file://"):
+        if not self._on_disk:
             return None
         folder = Path(self.root.removeprefix("file://")) / "_locks"
         folder.mkdir(parents=True, exist_ok=True)
