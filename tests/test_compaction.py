@@ -38,6 +38,8 @@ def test_a_stream_merges_the_files_of_its_tables_and_readers_see_the_same(folded
         assert operations(folded, spec)[0] == "OPTIMIZE"
         assert files(folded, spec) == 1, spec.name
         assert folded.read(spec).count() == before[1] + 4
+        log = Path(folded.path(spec.name), "_delta_log")
+        assert [int(file.name[:20]) for file in log.glob("*.checkpoint*")] == [folded.version(spec)], spec.name
     assert before[0] > 1
     publisher, version = Publisher(folded, 3), Registry(folded).active_version()
     now = folded.version(EVENTS)

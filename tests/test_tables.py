@@ -78,7 +78,7 @@ def test_a_transaction_is_applied_once_and_another_one_is_not_mistaken_for_it(sp
 def test_tables_that_streams_append_to_checkpoint_their_logs_seldom(tables):
     for spec in TABLES:
         properties = tables.spark.sql(f"describe detail {tables.name(spec)}").first()["properties"]
-        assert properties.get("delta.checkpointInterval") == ("100" if spec.trimmed else None), spec.name
+        assert properties.get("delta.checkpointInterval") == ("1000" if spec.trimmed else None), spec.name
 
 
 def test_the_events_appended_since_a_version_are_read_from_the_log(tables, events_frame):

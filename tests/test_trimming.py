@@ -41,7 +41,7 @@ def aged(tables, spec, minutes: float, versions=None) -> None:
 
 
 def checkpointed_often(tables, spec) -> None:
-    """What goes of a log ends at a checkpoint; ours are a hundred commits apart: make it ten, as Delta has it."""
+    """What goes of a log ends at a checkpoint; ours are far apart: make it ten commits, as Delta has it."""
     tables.spark.sql(f"alter table {tables.name(spec)} set tblproperties ('delta.checkpointInterval' = '10')")
 
 

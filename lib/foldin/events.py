@@ -124,8 +124,8 @@ def parse(rows: DataFrame, mapping: Mapping) -> DataFrame:
 
     Returns:
         raw, source_file, _hash (what identifies a record without an id), _corrupt (a reason or null), _nested (the
-        columns that hold an object or a list) and the mapping's columns as strings. Blank lines and header lines are
-        no rows and are not in it; a null `raw` (a Kafka message without a value) is one, and broken.
+        columns that hold an object or a list, among nulls) and the mapping's columns as strings. Blank lines and header
+        lines are no rows and are not in it; a null `raw` (a Kafka message without a value) is one, and broken.
     """
     if mapping.format == "parquet":
         return _parse_parquet(rows, mapping)
@@ -144,7 +144,7 @@ def parse(rows: DataFrame, mapping: Mapping) -> DataFrame:
         rows = framed.withColumn("record", F.get("framed", F.lit(0)))
         broken = F.coalesce(F.size("framed") != 2, F.lit(True)) | F.col("record").isNull()
         fault = "not one JSON object on one line"
-        nested = F.array_compact(F.array(*[_nested_name(name) for name in mapping.columns]))
+        nested = F.array(*[_nested_name(name) for name in mapping.columns])
     unreadable = (
         F.when(F.col("raw").isNull(), "a message without a value")
         .when(~F.is_valid_utf8("raw"), NOT_UTF8)
@@ -186,12 +186,15 @@ def _framed_json(mapping: Mapping) -> Column:
 
 
 def _nested_name(name: str) -> Column:
-    """The name where the raw JSON holds an object or a list under it; as a string it would look like an id."""
+    """The name where the raw JSON holds an object or a list under it; as a string it would look like an id.
+
+    Not with AND: null AND x asks for x too, and of two such terms Spark computes what they share for every row.
+    """
     text = F.col(f"record.{_quote(name)}")
     at = "$['" + name.replace("\\", "\\\\").replace("'", "\\'") + "']"
     kind = F.schema_of_variant(F.try_variant_get(F.try_parse_json("raw"), at, "variant"))
     is_nested = F.coalesce(F.rlike(kind, F.lit("^(OBJECT|ARRAY)")), F.lit(True))
-    return F.when(F.rlike(text, F.lit(r"^[\[{]")) & is_nested, F.lit(name))
+    return F.when(F.rlike(text, F.lit(r"^[\[{]")), F.when(is_nested, F.lit(name)))
 
 
 def _parse_parquet(rows: DataFrame, mapping: Mapping) -> DataFrame:
@@ -215,7 +218,7 @@ def _parse_parquet(rows: DataFrame, mapping: Mapping) -> DataFrame:
         "source_file",
         record_hash(raw).alias("_hash"),
         F.when(~valid, NOT_UTF8).alias(_CORRUPT),
-        F.array_compact(F.array(*nested).cast("array<string>")).alias("_nested"),
+        F.array(*nested).cast("array<string>").alias("_nested"),
         *columns,
     )
 

@@ -19,7 +19,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
 from foldin.checkpoints import Checkpoint
-from foldin.commits import CommitLog, log_and_snapshot
+from foldin.commits import CommitLog
 from foldin.compaction import compact
 from foldin.config import Config
 from foldin.errors import FoldinError, LeaseError, reason_of
@@ -27,7 +27,7 @@ from foldin.leases import Lease
 from foldin.registry import PromotionConflictError, Registry
 from foldin.schemas import ITEM_FACTORS, MODELS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
 from foldin.tables import Tables
-from foldin.trimming import trim
+from foldin.trimming import checkpoint_log, trim
 
 __all__ = ["Maintained", "drop_models", "look_after", "maintain", "retention_hours"]
 
@@ -110,10 +110,8 @@ def look_after(tables: Tables, config: Config, spec: TableSpec) -> tuple[tuple[i
 
 
 def _checkpoint(tables: Tables, spec: TableSpec) -> None:
-    """Write a checkpoint of the table's log, since commits before one can be trimmed: the next by itself may be far."""
     try:
-        table_log, _ = log_and_snapshot(tables.spark, tables.location(spec))
-        table_log.checkpoint()
+        checkpoint_log(tables, spec)
     except Py4JJavaError as error:
         log.warning("%s: no checkpoint of its log this time: %s", spec.name, reason_of(error))
 

@@ -110,7 +110,8 @@ _APPENDED_EVERY_SECOND = {
     "delta.deletedFileRetentionDuration": "interval 1 day",
     "delta.logRetentionDuration": "interval 2 days",
     # Whoever makes the commit waits for the checkpoint of the log that comes after it, by default after every tenth.
-    "delta.checkpointInterval": "100",
+    # Those who look after a table write it beside the stream, long before that many commits.
+    "delta.checkpointInterval": "1000",
 }
 
 EVENTS = TableSpec(

@@ -21,7 +21,7 @@ from foldin.leases import Lease, holder_of
 from foldin.schemas import EVENTS, QUARANTINE, RECOMMENDATIONS, TableSpec
 from foldin.tables import Tables
 
-__all__ = ["Hold", "needed", "trim"]
+__all__ = ["Hold", "checkpoint_log", "needed", "trim"]
 
 log = logging.getLogger("foldin.trim")
 
@@ -72,6 +72,16 @@ class Hold:
     @property
     def _folder(self) -> Checkpoint:
         return Checkpoint(self.tables.spark, f"{_holds(self.tables).path}/{self.name}")
+
+
+def checkpoint_log(tables: Tables, spec: TableSpec) -> None:
+    """Write a checkpoint of a table's log as it is now: commits before one are not read any more, and can be trimmed.
+
+    Raises:
+        py4j.protocol.Py4JJavaError: the log cannot be read, or nothing can be written there.
+    """
+    table_log, _ = log_and_snapshot(tables.spark, tables.location(spec))
+    table_log.checkpoint()
 
 
 def trim(tables: Tables, spec: TableSpec, minutes: int) -> int:
