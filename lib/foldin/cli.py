@@ -82,14 +82,14 @@ def run_job(
     except FoldinError as error:
         _complain(" ".join(str(error).split()), folders)
         return error.exit_code
+    except (PySparkException, Py4JError, ConnectionError) as error:
+        logging.getLogger("foldin").debug("the whole of it", exc_info=True)
+        _complain(reason_of(error), folders)
+        return FoldinError.exit_code
     except OSError as error:
         # Of a file beside the tables (a lease, a pin); the log has where from.
         logging.getLogger("foldin").debug("the whole of it", exc_info=True)
         _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", folders)
-        return FoldinError.exit_code
-    except (PySparkException, Py4JError) as error:
-        logging.getLogger("foldin").debug("the whole of it", exc_info=True)
-        _complain(reason_of(error), folders)
         return FoldinError.exit_code
     return 0
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+from py4j.protocol import Py4JNetworkError
+
 from foldin.redaction import hide
 
 __all__ = [
@@ -114,6 +116,8 @@ def reason_of(error: BaseException) -> str:
 
     Without the secrets in use, since it goes into logs and tables.
     """
+    if isinstance(error, (ConnectionError, Py4JNetworkError)):
+        return "Spark's JVM is gone: it was killed, or this machine had no memory left for it (spark.driver.memory)"
     text = str(error)
     # The innermost error class is the cause; these two only say that a query failed.
     said = re.findall(r"\[(?!STREAM_FAILED|FOREACH_BATCH)[A-Z][A-Z0-9_.]{3,}\] [^\n]*", text)

@@ -115,9 +115,7 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
         settings |= {key: value for key, value in small.items() if given is None or not given.contains(key)}
     if not submitted:
         builder = builder.master(master)
-        settings |= _LOCAL | {
-            "spark.driver.extraJavaOptions": f'"-Dlog4j2.configurationFile={conf_dir() / "log4j2.properties"}"',
-        }
+        settings |= _LOCAL | {"spark.driver.defaultJavaOptions": " ".join(_java_options())}
     settings |= {key: value for key, value in config.spark.conf.items() if not refers(value)}
     secrets: dict[str, Any] = fill(
         "spark.conf", {key: value for key, value in config.spark.conf.items() if refers(value)}
@@ -150,6 +148,16 @@ def _also_hidden(asked: Iterable[str | None], secrets: Iterable[str]) -> Iterato
     for key in secrets:
         # Hadoop's settings have a page without the prefix.
         yield rf"^(?:spark\.hadoop\.)?{re.escape(key.removeprefix('spark.hadoop.'))}$"
+
+
+def _java_options() -> Iterator[str]:
+    """Of a JVM that is a job's own, before those of `spark.driver.extraJavaOptions`."""
+    yield f'"-Dlog4j2.configurationFile={conf_dir() / "log4j2.properties"}"'
+    # Who stops a process group (timeout, systemd's default) sends SIGTERM to the JVM, too. It would exit in an orderly
+    # way, and hang in that for good where a task is in RocksDB, whose destructors wait for its threads, while the job
+    # keeps its lease. With -Xrs it ends at once. That takes SIGQUIT from it, by which jstack and jcmd knock.
+    yield "-Xrs"
+    yield "-XX:+StartAttachListener"
 
 
 def is_local(master: str) -> bool:

@@ -103,6 +103,13 @@ class Job:
         self.process.terminate()
         return self.wait_for_death()
 
+    def jvm_pid(self) -> int:
+        """The process that is its JVM."""
+        assert self.process is not None
+        mine = [stat.pid for stat in processes() if stat.pgrp == self.process.pid]
+        (pid,) = (pid for pid in mine if Path(f"/proc/{pid}/comm").read_text() == "java\n")
+        return pid
+
     def said(self) -> str:
         """All that its starts have printed."""
         return self.log.read_text(errors="replace")
@@ -114,8 +121,7 @@ class Job:
 
     def _jvm(self) -> Iterable[str]:
         if not any(setting.startswith("spark.conf.spark.driver.extraJavaOptions=") for setting in self.settings):
-            log = f'"-Dlog4j2.configurationFile={ROOT / "conf" / "log4j2.properties"}"'  # as the product has it
-            yield f"spark.conf.spark.driver.extraJavaOptions='{log} {JVM} {self.jvm}'"
+            yield f"spark.conf.spark.driver.extraJavaOptions='{JVM} {self.jvm}'"
 
 
 def _group_lives(pgid: int) -> bool:

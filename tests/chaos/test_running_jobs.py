@@ -6,7 +6,9 @@ both are started again.
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -193,6 +195,33 @@ def test_two_ingest_jobs_over_overlapping_files_give_each_event_once_though_one_
     line = f"two ingest jobs, the same {story.more_rows} rows in both folders, one killed: every event once"
     say(f"  {line}")
     summary.append(line)
+
+
+def test_a_job_whose_jvm_is_killed_says_so_and_goes_on_when_it_is_started_again(story: Story) -> None:
+    world, job = story.world, story.jobs["ingest"]
+    os.kill(job.jvm_pid(), signal.SIGKILL)  # as a machine without memory does
+    assert job.wait_for_death() == 1
+    assert job.said().splitlines()[-1].startswith("foldin: Spark's JVM is gone")
+    world.land()
+    job.start()
+    story.settle()
+    assert_as_it_should_be(story)
+
+
+def test_sigterm_to_all_processes_of_a_job_ends_it_though_the_batch_is_lost(story: Story) -> None:
+    # Seen with a JVM that shuts down in an orderly way: it waits for RocksDB's threads, and they for a task of its own.
+    world = story.world
+    for name, job in story.jobs.items():
+        checkpoint = world.installation.checkpoint(name)
+        done = checkpoint.last("commits")
+        world.land()
+        wait_until(lambda c=checkpoint, d=done: c.last("offsets") > d, "a batch has begun", *story.jobs.values())
+        assert job.process is not None
+        os.killpg(job.process.pid, signal.SIGTERM)
+        assert job.wait_for_death(60) in (0, 1)  # its workers may have been done
+        job.start()
+    story.settle()
+    assert_as_it_should_be(story)
 
 
 def test_sigterm_lets_the_fold_in_job_finish_its_batch_and_exit_0(story: Story) -> None:
