@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,42 @@ def test_a_stop_ends_a_query_that_waits_for_data(files: DataFrame, checkpoint: C
     thread.join(60)
     assert not thread.is_alive()
     assert _commits(checkpoint) == [0, 1, 2, 3]
+
+
+def test_of_two_queries_that_are_stopped_together_each_finishes_its_own_batch(
+    spark: SparkSession, files: DataFrame, tmp_path: Path
+) -> None:
+    stop, in_the_middle, done = GracefulStop(), threading.Event(), list[int]()
+    checkpoints = {name: Checkpoint(spark, str(tmp_path / name)) for name in ("short", "long")}
+
+    def short(batch: DataFrame, batch_id: int) -> None:
+        assert in_the_middle.wait(60)
+        stop.ask()  # its next batch is not begun: with its offsets written, it waits to be ended
+
+    def long(batch: DataFrame, batch_id: int) -> None:
+        in_the_middle.set()
+        offsets = Path(checkpoints["short"].path, "offsets", "1")
+        _wait_until(offsets.exists)
+        time.sleep(2.2)  # longer than two looks of who waits for the end
+        done.append(batch.count())
+
+    def run_it(name: str, process: Callable[[DataFrame, int], None]) -> None:
+        run(
+            files.writeStream,
+            process,
+            checkpoint=checkpoints[name],
+            name=name,
+            once=False,
+            trigger_seconds=1e-5,
+            stop=stop.of_another(),
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(run_it, name, process) for name, process in (("short", short), ("long", long))]
+    for future in running:
+        future.result()
+    assert done == [1]
+    assert {name: _commits(checkpoint) for name, checkpoint in checkpoints.items()} == {"short": [0], "long": [0]}
 
 
 class _OurError(FoldinError):

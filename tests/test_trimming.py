@@ -68,6 +68,16 @@ def test_a_log_loses_what_nobody_reads_and_the_table_nothing(tables, events_fram
     assert trim(tables, EVENTS, 3) == 0
 
 
+def test_a_log_is_checkpointed_where_nothing_of_it_can_go(tables, events_frame):
+    append(tables, events_frame, range(3))
+    folder = log_of(tables, EVENTS)
+    assert not list(folder.glob("*.checkpoint*.parquet"))  # by itself Delta writes one after a thousand commits
+    assert trim(tables, EVENTS, 3) == 0
+    version = tables.version(EVENTS)
+    assert list(folder.glob(f"{version:020d}.checkpoint*.parquet"))
+    assert commits(tables, EVENTS) == list(range(version + 1))
+
+
 def test_a_stream_that_stands_still_finds_every_commit_that_it_has_not_read(folded, config, events_frame):
     checkpointed_often(folded, EVENTS)
     append(folded, events_frame, range(17))

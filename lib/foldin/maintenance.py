@@ -27,7 +27,7 @@ from foldin.leases import Lease
 from foldin.registry import PromotionConflictError, Registry
 from foldin.schemas import ITEM_FACTORS, MODELS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
 from foldin.tables import Tables
-from foldin.trimming import checkpoint_log, trim
+from foldin.trimming import trim
 
 __all__ = ["Maintained", "drop_models", "look_after", "maintain", "retention_hours"]
 
@@ -95,8 +95,6 @@ def _clear_fits(tables: Tables) -> None:
 def look_after(tables: Tables, config: Config, spec: TableSpec) -> tuple[tuple[int, int], int]:
     """Merge, trim and delete in one table: (small files merged, files that came of it), hours spared by VACUUM."""
     started = time.monotonic()
-    if spec.trimmed:
-        _checkpoint(tables, spec)
     merged = compact(tables, spec)
     trimmed = _trim(tables, spec, config.tables.log_minutes) if spec.trimmed else 0
     hours = retention_hours(tables, spec)
@@ -107,13 +105,6 @@ def look_after(tables: Tables, config: Config, spec: TableSpec) -> tuple[tuple[i
         spec.name, *merged, hours, trimmed, time.monotonic() - started,
     )  # fmt: skip
     return merged, hours
-
-
-def _checkpoint(tables: Tables, spec: TableSpec) -> None:
-    try:
-        checkpoint_log(tables, spec)
-    except Py4JJavaError as error:
-        log.warning("%s: no checkpoint of its log this time: %s", spec.name, reason_of(error))
 
 
 def _trim(tables: Tables, spec: TableSpec, minutes: int) -> int:

@@ -6,7 +6,8 @@ import logging
 import re
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from py4j.protocol import Py4JJavaError
@@ -63,6 +64,24 @@ class GracefulStop:
     def ask(self, *_: object) -> None:
         """Ask for the stop (a signal handler)."""
         self._asked.set()
+
+    def of_another(self) -> GracefulStop:
+        """For a query that runs beside this one: asked together, but each finishes a batch of its own."""
+        other = GracefulStop()
+        other._asked = self._asked
+        return other
+
+    @contextmanager
+    def at_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask for it, within the block. On another thread than the main one they cannot."""
+        handlers = {}
+        if threading.current_thread() is threading.main_thread():
+            handlers = {s: signal.signal(s, self.ask) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
 
     @property
     def asked(self) -> bool:
@@ -141,14 +160,12 @@ def run(
         writer = writer.trigger(availableNow=True)
     else:
         writer = writer.trigger(processingTime=f"{max(1, round(1000 * trigger_seconds))} milliseconds")
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {s: signal.signal(s, stop.ask) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
-        query = writer.foreachBatch(stop.wrap(guarded)).start()
-        on_start(query)
-        if stop.await_end(query):
-            log.info("%s: stopped on request, the last batch is done", name)
+        with stop.at_signals():
+            query = writer.foreachBatch(stop.wrap(guarded)).start()
+            on_start(query)
+            if stop.await_end(query):
+                log.info("%s: stopped on request, the last batch is done", name)
     except (PySparkException, Py4JJavaError) as error:
         cause = failure[0] if failure else error
         if isinstance(cause, FoldinError):
@@ -156,6 +173,3 @@ def run(
         ours = not isinstance(cause, (PySparkException, Py4JJavaError))  # of Spark's own, its log has the pages
         log.log(logging.ERROR if ours else logging.DEBUG, "%s failed", name, exc_info=cause)
         raise _explained(name, cause, rebuild) from cause
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)

@@ -21,7 +21,7 @@ from foldin.leases import Lease, holder_of
 from foldin.schemas import EVENTS, QUARANTINE, RECOMMENDATIONS, TableSpec
 from foldin.tables import Tables
 
-__all__ = ["Hold", "checkpoint_log", "needed", "trim"]
+__all__ = ["Hold", "needed", "trim"]
 
 log = logging.getLogger("foldin.trim")
 
@@ -74,28 +74,20 @@ class Hold:
         return Checkpoint(self.tables.spark, f"{_holds(self.tables).path}/{self.name}")
 
 
-def checkpoint_log(tables: Tables, spec: TableSpec) -> None:
-    """Write a checkpoint of a table's log as it is now: commits before one are not read any more, and can be trimmed.
+def trim(tables: Tables, spec: TableSpec, minutes: int) -> int:
+    """Checkpoint a table's log, then delete its commits older than so many minutes that no reader needs; how many went.
+
+    Without the checkpoint the next commit that is due for one writes it, and waits for it. A table whose property
+    `delta.enableExpiredLogCleanup` is false keeps all of its commits.
 
     Raises:
         py4j.protocol.Py4JJavaError: the log cannot be read, or nothing can be written there.
-    """
-    table_log, _ = log_and_snapshot(tables.spark, tables.location(spec))
-    table_log.checkpoint()
-
-
-def trim(tables: Tables, spec: TableSpec, minutes: int) -> int:
-    """Delete a table's commits that are older than so many minutes and that no reader needs; how many went.
-
-    A table whose property `delta.enableExpiredLogCleanup` is false keeps all of them.
-
-    Raises:
-        py4j.protocol.Py4JJavaError: the log cannot be read.
     """
     spark, location = tables.spark, tables.location(spec)
     jvm: Any = spark.sparkContext._jvm
     delta = jvm.org.apache.spark.sql.delta
     table_log, snapshot = log_and_snapshot(spark, location)
+    table_log.checkpoint()
     if not table_log.enableExpiredLogCleanup(snapshot.metadata()):
         return 0
     folder = Checkpoint(spark, f"{location}/_delta_log")

@@ -30,6 +30,7 @@ OUTPUT = Path(__file__).parents[2] / "build" / "bench"
 SECTIONS = ("batch", "merge", "sustained", "freshness", "soak")
 OF_A_SIZE = frozenset(SECTIONS[:3])
 KINDS = ("factors", "lists")
+JOBS = (("stream",), ("ingest", "fold_in"))
 
 
 def main() -> int:
@@ -89,7 +90,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--freshness-rate", type=int, default=1_000, help="events a second")
     parser.add_argument("--freshness-warm-up", type=float, default=45.0, help="seconds before the window begins")
     parser.add_argument("--freshness-warm-up-commits", type=int, default=20, help="and commits of recommendations")
-    parser.add_argument("--job-master", default="local[2]", help="Spark's, of each of the two jobs")
+    parser.add_argument("--freshness-jobs", type=_groups, default=JOBS, help="which jobs: stream,ingest+fold_in")
+    parser.add_argument("--job-master", default="local[2]", help="Spark's, of each of the jobs")
     parser.add_argument("--batches", type=int, default=2_000, help="micro-batches of the soak")
     parser.add_argument("--soak-users", type=int, default=50_000)
     options = parser.parse_args()
@@ -138,6 +140,7 @@ def _freshness(settings: Settings, options: argparse.Namespace, report: Report) 
         job_master=options.job_master,
         warm_up_seconds=options.freshness_warm_up,
         warm_up_commits=options.freshness_warm_up_commits,
+        groups=options.freshness_jobs,
     )
     measure_freshness(settings, plan, report)
 
@@ -217,6 +220,10 @@ def _names(text: str, known: tuple[str, ...] = SECTIONS) -> tuple[str, ...]:
 
 def _kinds(text: str) -> tuple[str, ...]:
     return _names(text, KINDS)
+
+
+def _groups(text: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(name.split("+")) for name in _names(text, tuple("+".join(group) for group in JOBS)))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from stream_world import Settings, World
 from foldin.compaction import compact
 from foldin.config import load_config
 from foldin.schemas import EVENTS
-from foldin.trimming import checkpoint_log, trim
+from foldin.trimming import trim
 
 __all__ = ["SoakPlan", "measure_soak"]
 
@@ -49,7 +49,6 @@ def measure_soak(spark: SparkSession, settings: Settings, plan: SoakPlan, report
         seconds.append(product.take(world.next_batch(_EVENTS))["batchDuration"] / 1000)
         if number % config.tables.compact_every == config.tables.compact_every - 1:
             compact(world.tables, EVENTS)  # the ingest job does so; here is none
-            checkpoint_log(world.tables, EVENTS)
             trim(world.tables, EVENTS, config.tables.log_minutes)
         if number % 50 == 49:
             left = (time.monotonic() - started) / (number + 1) * (plan.batches - number - 1)

@@ -1,5 +1,6 @@
 """Ingest and fold-in as real processes, killed at random moments while files land; the tables are those of a calm run.
 
+Half of the kills find a process of each query, the other half the one that runs both and takes over from them.
 `make chaos KILLS=30 SEED=...`: the seed is printed, so that the same choices can be made again (the moments within
 a batch are the machine's).
 """
@@ -29,6 +30,8 @@ from foldin.publishing import Publisher
 from foldin.schemas import EVENTS, QUARANTINE
 
 WRITES = {"ingest": ("quarantine", "events", "ingest_log"), "fold_in": ("user_factors", "recommendations")}
+QUERIES = {"ingest": ("ingest",), "fold_in": ("fold_in",), "stream": ("ingest", "fold_in")}
+"""By job."""
 BACKLOG = 12
 """Files: on a busy machine a start takes a minute, and the end of the test would wait for what gathered meanwhile."""
 
@@ -54,16 +57,25 @@ class Victim:
     """A job that is killed and started again, and when it is back at work."""
 
     def __init__(self, job: Job, world: World) -> None:
-        self.job, self.checkpoint = job, world.installation.checkpoint(job.name)
-        self.commit, self.back = -1, False
+        self.job, self.installation = job, world.installation
+        self.waited_for: dict[str, int] = {}
+        """Its queries that are not back yet, with their last commit before the start."""
 
     def start(self) -> None:
-        self.commit, self.back = self.checkpoint.last("commits"), False
+        queries = QUERIES[self.job.name]
+        self.waited_for = {name: self.installation.checkpoint(name).last("commits") for name in queries}
         self.job.start()
 
     def is_back(self) -> bool:
-        self.back = self.back or self.checkpoint.last("commits") > self.commit
-        return self.back
+        for name, commit in list(self.waited_for.items()):
+            if self.installation.checkpoint(name).last("commits") > commit:
+                del self.waited_for[name]
+        return not self.waited_for
+
+    def where_killed(self) -> str:
+        return "; ".join(
+            f"{name} {self.installation.where_killed(name, WRITES[name])}" for name in QUERIES[self.job.name]
+        )
 
 
 @pytest.mark.timeout(3600)
@@ -85,15 +97,15 @@ def test_killed_at_random_moments_the_tables_equal_those_of_an_undisturbed_run(
     feeder = Feeder(world, seed)
     feeder.start()
     try:
-        recoveries = kill_and_restart(world, victims, chance, kills, say)
+        recoveries = kill_and_restart(world, victims, jobs, chance, kills, say)
     finally:
         feeder.end()
-    everything = list(victims.values())
-    wait_until(lambda: world.installation.ingested(world.names), "all files ingested", *jobs)
-    seconds = wait_until(world.installation.folded, "all events folded", *jobs)
+    running = [victim.job for victim in victims.values()]
+    wait_until(lambda: world.installation.ingested(world.names), "all files ingested", *running)
+    seconds = wait_until(world.installation.folded, "all events folded", *running)
     say(f"settled {seconds:.0f} s after the last of {len(world.names)} files, {world.log.rows:,} rows in all")
-    for victim in everything:
-        assert victim.job.terminate() == 0, victim.job.said()[-3000:]
+    for job in running:
+        assert job.terminate() == 0, job.said()[-3000:]
 
     tables = world.tables
     assert_same_multiset(without_stamps(tables, EVENTS), world.log.multiset(), "events")
@@ -118,9 +130,17 @@ def test_killed_at_random_moments_the_tables_equal_those_of_an_undisturbed_run(
 
 
 def kill_and_restart(
-    world: World, victims: dict[str, Victim], chance: random.Random, kills: int, say: Callable[[str], None]
+    world: World,
+    victims: dict[str, Victim],
+    jobs: list[Job],
+    chance: random.Random,
+    kills: int,
+    say: Callable[[str], None],
 ) -> list[float]:
-    """Until the count is reached; seconds from a start to the first commit after it."""
+    """Until the count is reached; seconds from a start to the first commit after it.
+
+    At half of it a model becomes active, and `victims` are replaced by one, which is added to `jobs`.
+    """
     recoveries: list[float] = []
     names: list[str] = []
 
@@ -136,17 +156,24 @@ def kill_and_restart(
             all_back()
             promotion = Publisher(world.tables, world.config.recommend.top_n).activate(world.models[1], reason="swap")
             say(f"    model {promotion.model_version} is active now")
+            for victim in victims.values():
+                assert victim.job.terminate() == 0, victim.job.said()[-3000:]
+            victims.clear()
+            victims["stream"] = Victim(world.job("stream"), world)
+            jobs.append(victims["stream"].job)
+            victims["stream"].start()
+            names = []
         if names and chance.random() < 0.25:
             time.sleep(chance.uniform(0, 10))  # the one that was just killed is killed again while it starts
         else:
             all_back()
-            names = chance.choices([["ingest"], ["fold_in"], ["ingest", "fold_in"]], weights=[2, 2, 1])[0]
+            one, *other = victims
+            names = chance.choices([[one], other, [one, *other]], weights=[2, 2, 1])[0] if other else [one]
             time.sleep(chance.uniform(0, 2.5))
         for name in names:
             victims[name].job.assert_alive()
             victims[name].job.kill()
-        where = "; ".join(f"{name} {world.installation.where_killed(name, WRITES[name])}" for name in names)
-        say(f"kill {n} of {kills}: {where}")
+        say(f"kill {n} of {kills}: {'; '.join(victims[name].where_killed() for name in names)}")
         for name in names:
             victims[name].start()
     all_back()

@@ -224,6 +224,44 @@ def test_sigterm_to_all_processes_of_a_job_ends_it_though_the_batch_is_lost(stor
     assert_as_it_should_be(story)
 
 
+def test_both_in_one_process_die_together_and_go_on_together(
+    story: Story, say: Callable[[str], None], summary: list[str]
+) -> None:
+    world, two = story.world, story.jobs
+    for job in two.values():
+        assert job.terminate() == 0
+    both = world.job("stream", arm=True)
+    story.jobs = {"stream": both}
+    try:
+        both.start()
+        for boundary in ("after append events", "only append user_factors"):
+            story.settle()
+            assert both.arm is not None
+            both.arm.write_text(boundary)
+            world.land(100)
+            fired = both.arm.with_name(f"{both.arm.name}.fired")
+            wait_until(fired.exists, f"it comes to {boundary!r}", both)
+            assert both.wait_for_death() == -9
+            fired.unlink()
+            world.land()
+            both.start()
+        seconds = story.settle()
+        second = replace(two["fold_in"], log=world.job("second").log, arm=None).start()
+        assert second.wait_for_death() == 8
+        world.land()
+        story.settle()
+        assert both.terminate() == 0, both.said()[-3000:]
+    finally:
+        both.kill()
+        story.jobs = two
+    line = f"both in one process, killed with events written, with factors written; recovered in {seconds:.1f} s"
+    say(f"  {line}")
+    summary.append(line)
+    assert_as_it_should_be(story)
+    for job in two.values():
+        job.start()
+
+
 def test_sigterm_lets_the_fold_in_job_finish_its_batch_and_exit_0(story: Story) -> None:
     world, job = story.world, story.jobs["fold_in"]
     checkpoint = world.installation.checkpoint("fold_in")

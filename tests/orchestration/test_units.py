@@ -60,7 +60,7 @@ def test_the_script_says_and_does_what_the_dag_says_and_does():
     assert {int(code) for code in final.split("|")} == constant("FINAL")
 
 
-@pytest.mark.parametrize("name", ["ingest", "fold-in"])
+@pytest.mark.parametrize("name", ["ingest", "fold-in", "stream"])
 def test_a_stream_is_restarted_after_what_may_pass_and_stays_down_after_what_a_person_must_mend(name):
     service = unit(FOLDER / "systemd" / f"foldin-{name}.service")["Service"]
     python, job, options = service["ExecStart"].split()
@@ -71,6 +71,14 @@ def test_a_stream_is_restarted_after_what_may_pass_and_stays_down_after_what_a_p
     assert stays_down == {2, 4, 5}
     assert stays_down <= constant("FINAL")
     assert (service["KillSignal"], service["KillMode"]) == ("SIGTERM", "mixed")
+
+
+def test_both_streams_in_one_unit_take_the_place_of_the_two_and_are_run_as_they_are():
+    units = {name: unit(FOLDER / "systemd" / f"foldin-{name}.service") for name in ("ingest", "fold-in", "stream")}
+    assert units["stream"]["Unit"].pop("Conflicts").split() == ["foldin-ingest.service", "foldin-fold-in.service"]
+    for found in units.values():
+        del found["Unit"]["Description"], found["Service"]["ExecStart"]
+    assert units["stream"] == units["fold-in"] == units["ingest"]
 
 
 def test_the_nightly_unit_runs_the_script_and_takes_a_kept_model_for_no_failure():

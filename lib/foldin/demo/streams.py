@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,9 @@ from types import TracebackType
 
 from foldin.config import Config
 from foldin.errors import FoldinError
-from foldin.fold_in import FoldIn
-from foldin.ingest import Account, Ingest
+from foldin.ledger import Account
 from foldin.mapping import Mapping
+from foldin.pipeline import Pipeline
 from foldin.reading import UserRecommendations, recommendations_for
 from foldin.schemas import EVENTS, Position
 from foldin.streaming import GracefulStop
@@ -29,16 +29,16 @@ class Streams:
     """The two running queries of an installation, and its landing folder."""
 
     def __init__(self, tables: Tables, config: Config, mapping: Mapping) -> None:
-        self.tables, self._config, self._mapping = tables, config, mapping
+        self.tables = tables
         self.landing = Path(config.ingest.landing)
         self.landing.mkdir(parents=True, exist_ok=True)
-        self.ingest = Ingest(tables, config, mapping)
-        self.fold_in = FoldIn(tables, config)
+        self._pipeline = Pipeline(tables, config, mapping)
+        self.ingest, self.fold_in = self._pipeline.ingest, self._pipeline.fold_in
         self.landed = 0
         self._known = 0
-        self._stops: list[GracefulStop] = []
-        self._threads: list[threading.Thread] = []
-        self._failures: list[BaseException] = []
+        self._stop = GracefulStop()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
 
     def land(self, *files: Path) -> int:
         """Move files into the landing folder, each by one rename; the rows in them."""
@@ -56,13 +56,10 @@ class Streams:
         return account
 
     def start(self) -> None:
-        """Start both queries, each on a thread of its own."""
-        jobs: Sequence[Callable[..., object]] = (self.ingest.run, self.fold_in.run)
-        self._stops = [GracefulStop() for _ in jobs]
-        pairs = zip(jobs, self._stops, strict=True)
-        self._threads = [threading.Thread(target=self._guard, args=pair, daemon=True) for pair in pairs]
-        for thread in self._threads:
-            thread.start()
+        """Start both queries beside the caller."""
+        self._stop = GracefulStop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
         """Let both finish the batch under way.
@@ -70,10 +67,9 @@ class Streams:
         Raises:
             BaseException: what ended one of them before.
         """
-        for stop in self._stops:
-            stop.ask()
-        for thread in self._threads:
-            thread.join(60)
+        self._stop.ask()
+        if self._thread is not None:
+            self._thread.join(60)
         self._remember()
         self._raise_failure()
 
@@ -114,7 +110,7 @@ class Streams:
     def _remember(self) -> None:
         """Add what the last run took in; the next one has an account of its own."""
         self._known += self.ingest.account.rows_in
-        self.ingest = Ingest(self.tables, self._config, self._mapping)
+        self.ingest.account = Account()
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _DEADLINE
@@ -124,15 +120,15 @@ class Streams:
                 raise FoldinError(f"waited {_DEADLINE:.0f} s for {what}")
             time.sleep(0.05)
 
-    def _guard(self, job: Callable[..., object], stop: GracefulStop) -> None:
+    def _run(self) -> None:
         try:
-            job(once=False, stop=stop)
+            self._pipeline.run(once=False, stop=self._stop)
         except BaseException as error:
-            self._failures.append(error)
+            self._failure = error
 
     def _raise_failure(self) -> None:
-        if self._failures:
-            raise self._failures[0]
+        if self._failure is not None:
+            raise self._failure
 
 
 @dataclass(frozen=True)
