@@ -18,4 +18,4 @@ def stream(job: Job) -> None:
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--once", action="store_true", help="take in what has landed, fold it in, then stop")
-    sys.exit(run_job(stream, options))
+    sys.exit(run_job(stream, options, driver_memory="3g"))  # of two jobs that have 2g each

@@ -57,12 +57,14 @@ def run_job(
     *,
     prepare: Callable[[argparse.Namespace], None] | None = None,
     create: bool = True,
+    driver_memory: str = "2g",
 ) -> int:
     """Parse, configure, run `body`; the exit code: 0, or the code of the error that a person reads in one line.
 
     Args:
         prepare: looks at the options before anything is started, and may complete them.
         create: make the tables that are missing.
+        driver_memory: heap of a local JVM where the configuration has no `spark.driver.memory`.
     """
     setup_logging()
     parsed = options.parse_args(argv)
@@ -72,7 +74,7 @@ def run_job(
             prepare(parsed)
         config, mapping = load_settings(parsed.config, parsed.sets, parsed.mapping)
         folders = [config.tables.root, config.spark.conf.get("spark.local.dir", tempfile.gettempdir())]
-        spark = build_session(config)
+        spark = build_session(config, driver_memory=driver_memory)
         check_root(spark, config.tables)
         check_catalog(spark, config.tables)
         tables = Tables.of(spark, config.tables, create=create)

@@ -103,7 +103,7 @@ class FoldIn:
                 stop=stop,
                 on_start=self.monitor.follow,
             )
-            self.adopter.finish(adopt=once)  # what became active while no event came
+            self.adopter.finish(adopt=once and not stop.asked)  # what became active while no event came
 
     @property
     def _rebuild(self) -> str:

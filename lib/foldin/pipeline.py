@@ -7,12 +7,16 @@ other has committed from its log. What the queries are is the same either way: c
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from queue import Empty, SimpleQueue
+
+from pyspark.java_gateway import ensure_callback_server_started
+from pyspark.sql import SparkSession
 
 from foldin.config import Config
-from foldin.errors import reason_of
+from foldin.errors import AccountingError, ConfigError, StateMismatchError, reason_of
 from foldin.fold_in import FoldIn
 from foldin.ingest import Ingest
 from foldin.mapping import Mapping
@@ -22,6 +26,11 @@ from foldin.tables import Tables
 __all__ = ["Pipeline"]
 
 log = logging.getLogger("foldin.pipeline")
+
+_FINAL = (ConfigError, StateMismatchError, AccountingError)
+"""What a person must mend: who starts the job again after other failures must not miss it."""
+_PATIENCE = 600.0
+"""Seconds for one query's batch after the other has failed; should it hang, both would stand still for ever."""
 
 
 class Pipeline:
@@ -34,7 +43,7 @@ class Pipeline:
     def __init__(self, tables: Tables, config: Config, mapping: Mapping) -> None:
         self.ingest = Ingest(tables, config, mapping)
         # Each fixes the number of its state's partitions by a setting of its session.
-        self.fold_in = FoldIn(replace(tables, spark=tables.spark.newSession()), config)
+        self.fold_in = FoldIn(replace(tables, spark=_session_like(tables.spark)), config)
 
     def run(self, *, once: bool, stop: GracefulStop | None = None) -> None:
         """Take in what has landed, then fold it in (`once`); or both at once, until a signal or `stop`.
@@ -43,26 +52,47 @@ class Pipeline:
         asked for, and whoever starts it again starts both.
 
         Raises:
-            Exception: what ended the first of them, as `Ingest.run` or `FoldIn.run` raises it. What the other raised
-                after that is logged.
+            Exception: what ended the first of them, as `Ingest.run` or `FoldIn.run` raises it, or what ended the other
+                if a person must mend that alone. The log has both.
         """
         stop = stop or GracefulStop()
-        if once:
-            with stop.at_signals():
-                self.ingest.run(once=True, stop=stop.of_another())
+        with stop.at_signals():
+            if not once:
+                self._run_both(stop)
+                return
+            self.ingest.run(once=True, stop=stop.of_another())
+            if not stop.asked:
                 self.fold_in.run(once=True, stop=stop.of_another())
-            return
 
-        def run_one(query: Callable[..., object]) -> None:
+    def _run_both(self, stop: GracefulStop) -> None:
+        ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+        def run_one(name: str, query: Callable[..., object]) -> None:
+            failure: BaseException | None = None
             try:
                 query(once=False, stop=stop.of_another())
-            finally:
-                stop.ask()
+            except BaseException as error:
+                failure = error
+                log.error("%s has ended, and so does the other query after its batch: %s", name, reason_of(error))
+                log.debug("%s", name, exc_info=True)
+            stop.ask()
+            ended.put(failure)
 
-        with stop.at_signals(), ThreadPoolExecutor(2, thread_name_prefix="query") as pool:
-            running = [pool.submit(run_one, query) for query in (self.ingest.run, self.fold_in.run)]
-            failures = [error for done in as_completed(running) if (error := done.exception()) is not None]
-        for later in failures[1:]:
-            log.error("then the other query failed, too: %s", reason_of(later))
-        if failures:
-            raise failures[0]
+        # pyspark starts it with the first foreachBatch, and two that do so at once would be in each other's way.
+        ensure_callback_server_started(self.ingest.tables.spark.sparkContext._gateway)  # type: ignore[no-untyped-call]
+        for name, query in ((self.ingest.name, self.ingest.run), ("fold_in", self.fold_in.run)):
+            # Daemons, so that one that hangs keeps no interpreter from its end.
+            threading.Thread(target=run_one, args=(name, query), name=name, daemon=True).start()
+        failures = [ended.get()]
+        try:
+            failures.append(ended.get(timeout=_PATIENCE if failures[0] is not None else None))
+        except Empty:
+            log.error("the other query is still in its batch after %.0f s, and is left there", _PATIENCE)
+        found = [failure for failure in failures if failure is not None]
+        for failure in sorted(found, key=lambda failure: not isinstance(failure, _FINAL)):
+            raise failure
+
+
+def _session_like(spark: SparkSession) -> SparkSession:
+    """Another session with the same settings, also those that somebody has set in this one since it began."""
+    return SparkSession(spark.sparkContext, spark._jsparkSession.cloneSession())

@@ -55,7 +55,6 @@ _REQUIRED = {
 _LOCAL = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    "spark.driver.memory": "2g",
     "spark.driver.host": "127.0.0.1",
     "spark.driver.bindAddress": "127.0.0.1",
 }
@@ -76,7 +75,7 @@ _LOCAL_FILES = {
 }
 
 
-def build_session(config: Config, *, log_file: str | Path | None = None) -> SparkSession:
+def build_session(config: Config, *, log_file: str | Path | None = None, driver_memory: str = "2g") -> SparkSession:
     """The Spark session that foldin needs, made or reused.
 
     Under spark-submit, master, memory and JARs are the submitter's; otherwise the session is local and Ivy brings
@@ -86,6 +85,7 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
     Args:
         config: `[spark]` of it is applied last, so it wins; what it asks Spark to hide is hidden beside the rest.
         log_file: where a local JVM's own output goes; by default to this process's stderr.
+        driver_memory: heap of a local JVM where the configuration has no `spark.driver.memory`.
 
     Raises:
         ConfigError: a secret of `[spark] conf` is not where it should be.
@@ -115,7 +115,8 @@ def build_session(config: Config, *, log_file: str | Path | None = None) -> Spar
         settings |= {key: value for key, value in small.items() if given is None or not given.contains(key)}
     if not submitted:
         builder = builder.master(master)
-        settings |= _LOCAL | {"spark.driver.defaultJavaOptions": " ".join(_java_options())}
+        settings |= _LOCAL | {"spark.driver.memory": driver_memory}
+        settings["spark.driver.defaultJavaOptions"] = " ".join(_java_options())
     settings |= {key: value for key, value in config.spark.conf.items() if not refers(value)}
     secrets: dict[str, Any] = fill(
         "spark.conf", {key: value for key, value in config.spark.conf.items() if refers(value)}

@@ -254,12 +254,12 @@ def test_both_in_one_process_die_together_and_go_on_together(
     finally:
         both.kill()
         story.jobs = two
+        for job in two.values():
+            job.start()
     line = f"both in one process, killed with events written, with factors written; recovered in {seconds:.1f} s"
     say(f"  {line}")
     summary.append(line)
     assert_as_it_should_be(story)
-    for job in two.values():
-        job.start()
 
 
 def test_sigterm_lets_the_fold_in_job_finish_its_batch_and_exit_0(story: Story) -> None:

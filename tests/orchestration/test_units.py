@@ -75,9 +75,11 @@ def test_a_stream_is_restarted_after_what_may_pass_and_stays_down_after_what_a_p
 
 def test_both_streams_in_one_unit_take_the_place_of_the_two_and_are_run_as_they_are():
     units = {name: unit(FOLDER / "systemd" / f"foldin-{name}.service") for name in ("ingest", "fold-in", "stream")}
-    assert units["stream"]["Unit"].pop("Conflicts").split() == ["foldin-ingest.service", "foldin-fold-in.service"]
+    two = ["foldin-ingest.service", "foldin-fold-in.service"]
+    assert units["stream"]["Unit"].pop("Conflicts").split() == two
+    assert set(two) < set(units["stream"]["Unit"]["After"].split())  # which stops them first, and waits for that
     for found in units.values():
-        del found["Unit"]["Description"], found["Service"]["ExecStart"]
+        del found["Unit"]["Description"], found["Unit"]["After"], found["Service"]["ExecStart"]
     assert units["stream"] == units["fold-in"] == units["ingest"]
 
 
@@ -114,7 +116,7 @@ def test_cron_starts_both_streams_and_the_night():
     assert any(line.startswith("FOLDIN_OPTIONS=") for line in lines)
 
 
-def stream(folder, code):
+def stream(folder, code, job="ingest"):
     """One minute's start by cron of a job that ends with `code`: exit code, what was said, what somebody was told."""
     python = folder / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,7 @@ def stream(folder, code):
     python.chmod(0o755)
     given = {"FOLDIN_HOME": str(folder), "FOLDIN_OPTIONS": "--config a.toml", "FOLDIN_ALERT": "cat >>told"}
     done = subprocess.run(
-        [FOLDER / "cron" / "stream", "ingest"],
+        [FOLDER / "cron" / "stream", job],
         env=os.environ | given, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     told = folder / "told"
@@ -140,6 +142,13 @@ def test_under_cron_a_stream_stays_down_after_what_a_person_must_mend_and_one_li
     assert stream(tmp_path, code) == ((0, "", told) if stays_down else (code, started, told))
     (tmp_path / "data" / "ingest.stopped").unlink(missing_ok=True)
     assert stream(tmp_path, 0) == (0, started, told)
+
+
+@pytest.mark.parametrize(("stopped", "job"), [("stream", "ingest"), ("ingest", "stream"), ("fold_in", "stream")])
+def test_under_cron_what_a_person_must_mend_stays_down_under_the_other_name_too(tmp_path, stopped, job):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"{stopped}.stopped").touch()
+    assert stream(tmp_path, 0, job) == (0, "", [])
 
 
 def test_under_cron_a_stream_that_runs_is_not_started_a_second_time(tmp_path):
