@@ -28,6 +28,7 @@ def test_settings_of_the_configuration_win(spark: SparkSession) -> None:
 
 
 def test_a_session_that_is_there_is_reused(spark: SparkSession) -> None:
+    spark.createDataFrame([], "n int")  # the active one is, for pyspark, whichever made the last frame
     assert build_session(load_config(sets=["spark.app_name=another"])) is spark
 
 

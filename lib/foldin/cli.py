@@ -19,7 +19,7 @@ from foldin.config import Config
 from foldin.errors import DISK_FULL, FoldinError, reason_of
 from foldin.mapping import Mapping, load_settings
 from foldin.redaction import hide
-from foldin.session import build_session
+from foldin.session import DRIVER_MEMORY, build_session
 from foldin.storage import check_catalog, check_root, warn_of_dangers
 from foldin.tables import Tables
 
@@ -57,7 +57,7 @@ def run_job(
     *,
     prepare: Callable[[argparse.Namespace], None] | None = None,
     create: bool = True,
-    driver_memory: str = "2g",
+    driver_memory: str = DRIVER_MEMORY,
 ) -> int:
     """Parse, configure, run `body`; the exit code: 0, or the code of the error that a person reads in one line.
 

@@ -89,8 +89,8 @@ class Pipeline:
         except Empty:
             log.error("the other query is still in its batch after %.0f s, and is left there", _PATIENCE)
         found = [failure for failure in failures if failure is not None]
-        for failure in sorted(found, key=lambda failure: not isinstance(failure, _FINAL)):
-            raise failure
+        if found:
+            raise next((failure for failure in found if isinstance(failure, _FINAL)), found[0])
 
 
 def _session_like(spark: SparkSession) -> SparkSession:

@@ -20,7 +20,10 @@ from foldin.prerequisites import check_prerequisites
 from foldin.redaction import WORDS
 from foldin.secrets import fill, refers
 
-__all__ = ["build_session", "is_local"]
+__all__ = ["DRIVER_MEMORY", "build_session", "is_local"]
+
+DRIVER_MEMORY = "2g"
+"""Heap of a local JVM, unless somebody says otherwise."""
 
 _REDACTION = "spark.redaction.regex"
 
@@ -75,7 +78,9 @@ _LOCAL_FILES = {
 }
 
 
-def build_session(config: Config, *, log_file: str | Path | None = None, driver_memory: str = "2g") -> SparkSession:
+def build_session(
+    config: Config, *, log_file: str | Path | None = None, driver_memory: str = DRIVER_MEMORY
+) -> SparkSession:
     """The Spark session that foldin needs, made or reused.
 
     Under spark-submit, master, memory and JARs are the submitter's; otherwise the session is local and Ivy brings
