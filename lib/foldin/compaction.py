@@ -17,6 +17,7 @@ from types import TracebackType
 
 from pyspark.sql import DataFrame
 
+from foldin.commits import log_and_snapshot
 from foldin.config import TablesConfig
 from foldin.errors import reason_of
 from foldin.schemas import TableSpec
@@ -33,6 +34,8 @@ _SETTINGS = {
     "spark.databricks.delta.optimize.maxFileSize": str(64 << 20),
     "spark.databricks.delta.optimize.maxThreads": "1",  # its tasks take turns with those of the micro-batch
 }
+# Two queries of one process fall due at the same time; both at once would take every core from the micro-batches.
+_TURNS = threading.Lock()
 _JOIN = 60.0  # seconds that the end of a run waits for a merge under way
 
 
@@ -54,7 +57,9 @@ def compact(tables: Tables, spec: TableSpec) -> tuple[int, int]:
 class Compactor:
     """Merges small files and trims logs of some tables after every `every` micro-batches, on its own thread (`with`).
 
-    What goes wrong in here is logged and tried again a round later; the stream goes on.
+    From its second round on it leaves a table alone that has had fewer than `every` commits since, so that what is
+    written every few seconds costs no merge a round. What goes wrong in here is logged and tried again a round later;
+    the stream goes on.
 
     Attributes:
         rounds: merges of all tables begun, those skipped because one took too long counted in.
@@ -65,6 +70,7 @@ class Compactor:
         self._tables, self._specs, self._every = tables, tuple(specs), config.compact_every
         self._minutes = config.log_minutes
         self._batches = self.rounds = 0
+        self._looked_after: dict[str, int] = {}  # version of each table, after that
         self._wake = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="compaction", daemon=True)
@@ -100,15 +106,25 @@ class Compactor:
             while self._batches // self._every > self.rounds:
                 self.rounds = self._batches // self._every
                 for spec in self._specs:
-                    self._look_after(spec)
+                    with _TURNS:
+                        self._look_after(spec)
 
     def _look_after(self, spec: TableSpec) -> None:
         started, done = time.monotonic(), []
         with _told(spec, "small files are not merged this time"):
+            before = self._looked_after.get(spec.name)
+            if before is not None and self._version(spec) < before + self._every:
+                return
+        with _told(spec, "small files are not merged this time"):
             done.append("{} small files merged into {}".format(*compact(self._tables, spec)))
         with _told(spec, "the log is not trimmed this time"):
             done.append(f"{trim(self._tables, spec, self._minutes)} commits trimmed")
+        with _told(spec, "it is looked after again a round later"):
+            self._looked_after[spec.name] = self._version(spec)
         log.info("%s: %s, %.1f s", spec.name, ", ".join(done) or "nothing done", time.monotonic() - started)
+
+    def _version(self, spec: TableSpec) -> int:
+        return int(log_and_snapshot(self._tables.spark, self._tables.location(spec))[1].version())
 
 
 @contextmanager

@@ -45,6 +45,10 @@ _REQUIRED = {
     # A micro-batch with its appends and metrics runs some 60 generated classes, twice each (driver and tasks): with
     # room for 100, the default, every batch compiled again what the last one had driven out.
     "spark.sql.codegen.cache.maxEntries": "1000",
+    # Histories are merged in a hash map of so many users a task before Spark goes over to sorting. That takes every
+    # history apart twice, and by default it begins at 128 users, in a micro-batch of 300. Many more would be many
+    # objects: at full rate, with 100,000, lists took half as long again.
+    "spark.sql.objectHashAggregate.sortBased.fallbackThreshold": "1024",
     # One BLAS thread a task: Spark already runs one task a core.
     "spark.executorEnv.OPENBLAS_NUM_THREADS": "1",
     "spark.executorEnv.OMP_NUM_THREADS": "1",

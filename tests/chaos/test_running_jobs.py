@@ -70,6 +70,23 @@ class Story:
         seconds = wait_until(lambda: self.world.installation.ingested(self.world.names), "files ingested", *running)
         return seconds + wait_until(self.world.installation.folded, "events folded", *running)
 
+    def die_at(self, job: Job, boundary: str, *alive: Job) -> None:
+        """The job, which is armed, is killed at a boundary of the batch that lands now."""
+        assert job.arm is not None
+        fired = job.arm.with_name(f"{job.arm.name}.fired")
+        fired.unlink(missing_ok=True)
+        job.arm.write_text(boundary)
+        self.world.land(100)
+        wait_until(fired.exists, f"{job.name} comes to {boundary!r}", *alive)
+        assert job.wait_for_death() == -9
+
+    def second_fold_in(self) -> str:
+        """What a fold-in job says that finds another on its checkpoint; it ends with 8."""
+        second = self.world.job("fold_in")
+        second = replace(second, log=second.log.with_name("second.log")).start()
+        assert second.wait_for_death() == 8
+        return second.said()
+
     def promote_other(self) -> None:
         """The other model: forward, then back again."""
         self.promotions += 1
@@ -111,13 +128,7 @@ def test_killed_at_a_boundary_and_started_again_the_tables_are_as_they_should_be
     lines = []
     for name, boundary, what in kills:
         job = alive.pop(name)
-        assert job.arm is not None
-        fired = job.arm.with_name(f"{job.arm.name}.fired")
-        fired.unlink(missing_ok=True)
-        job.arm.write_text(boundary)
-        world.land(100)
-        wait_until(fired.exists, f"{name} comes to {boundary!r}", *alive.values())
-        assert job.wait_for_death() == -9
+        story.die_at(job, boundary, *alive.values())
         checkpoint = world.installation.checkpoint(name)
         batch = checkpoint.last("offsets")
         assert checkpoint.last("commits") == batch - 1
@@ -135,13 +146,11 @@ def test_killed_at_a_boundary_and_started_again_the_tables_are_as_they_should_be
 
 
 def test_a_second_fold_in_job_on_the_same_checkpoint_is_refused_and_the_first_goes_on(story: Story) -> None:
-    second = story.world.job("fold_in")
-    second = replace(second, log=second.log.with_name("second.log")).start()
-    assert second.wait_for_death() == 8
+    said = story.second_fold_in()
     first = story.jobs["fold_in"].process
     assert first is not None
     path = story.world.installation.checkpoint("fold_in").path
-    assert f"foldin: {path} is in use by process {first.pid} " in second.said().splitlines()[-1]
+    assert f"foldin: {path} is in use by process {first.pid} " in said.splitlines()[-1]
     story.world.land()
     story.settle()
     assert_as_it_should_be(story)
@@ -236,18 +245,11 @@ def test_both_in_one_process_die_together_and_go_on_together(
         both.start()
         for boundary in ("after append events", "only append user_factors"):
             story.settle()
-            assert both.arm is not None
-            both.arm.write_text(boundary)
-            world.land(100)
-            fired = both.arm.with_name(f"{both.arm.name}.fired")
-            wait_until(fired.exists, f"it comes to {boundary!r}", both)
-            assert both.wait_for_death() == -9
-            fired.unlink()
+            story.die_at(both, boundary)
             world.land()
             both.start()
         seconds = story.settle()
-        second = replace(two["fold_in"], log=world.job("second").log, arm=None).start()
-        assert second.wait_for_death() == 8
+        story.second_fold_in()
         world.land()
         story.settle()
         assert both.terminate() == 0, both.said()[-3000:]
