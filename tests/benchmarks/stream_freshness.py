@@ -153,7 +153,6 @@ def _start(name: str, root: Path, landing: Path, plan: FreshnessPlan, work: Path
         "tables.root": root,
         "ingest.landing": landing,
         "spark.master": f"'{plan.job_master}'",
-        "spark.conf.spark.driver.memory": "2g",
         "spark.conf.spark.local.dir": work / "spark",
     }
     command = [sys.executable, str(ROOT / "jobs" / f"{name}.py")]
