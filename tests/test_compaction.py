@@ -15,7 +15,7 @@ from foldin.publishing import Publisher
 from foldin.registry import Registry
 from foldin.schemas import EVENTS, METRICS, RECOMMENDATIONS, USER_FACTORS, Position
 from foldin.tables import Tables
-from world import ITEMS, assert_same_vectors, bought, fold_once, latest_vectors, vectors
+from world import ITEMS, assert_same_vectors, bought, fold_once, latest_vectors, vectors, wait_until
 
 
 def files(tables: Tables, spec) -> int:
@@ -127,3 +127,27 @@ def test_never_means_never(tables, make_config):
     with Compactor(tables, (EVENTS,), make_config("tables.compact_every=0").tables) as compactor:
         compactor.after(lambda _batch, _batch_id: None)(None, 0)
     assert compactor.rounds == 0
+
+
+def test_a_table_that_has_had_few_commits_since_its_last_merge_waits(tables, make_config, events_frame):
+    config = make_config("tables.compact_every=2").tables
+
+    def appended(k: int) -> None:
+        tables.append(events_frame(bought(f"{k}", "u", "i")), EVENTS)
+
+    with Compactor(tables, (EVENTS,), config) as compactor:
+        process = compactor.after(lambda _batch, batch_id: appended(batch_id))
+        process(None, 0)
+        process(None, 1)
+        wait_until(lambda: operations(tables, EVENTS)[0] == "OPTIMIZE", 60)
+        appended(2)
+        later = compactor.after(lambda _batch, _batch_id: None)
+        later(None, 2)
+        later(None, 3)
+    assert compactor.rounds == 2
+    assert files(tables, EVENTS) == 2
+    with Compactor(tables, (EVENTS,), config) as compactor:  # a run's first round looks after every table
+        later = compactor.after(lambda _batch, _batch_id: None)
+        later(None, 0)
+        later(None, 1)
+    assert files(tables, EVENTS) == 1

@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from foldin.checkpoints import Checkpoint
 from foldin.errors import LeaseError
 from foldin.leases import Lease, holder_of
+from world import wait_until
 
 TERM = 30.0
 
@@ -114,10 +115,3 @@ def test_a_holder_that_could_not_renew_for_a_term_stops(checkpoint, monkeypatch)
         wait_until(lambda: time.monotonic() - lease._renewed > 0.3)
         with pytest.raises(LeaseError, match="was not renewed for"):
             lease.check()
-
-
-def wait_until(holds, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

@@ -6,7 +6,6 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -22,7 +21,7 @@ from foldin.monitoring import Monitor
 from foldin.registry import Registry
 from foldin.schemas import EVENTS, METRICS, USER_FACTORS, Position
 from foldin.streaming import GracefulStop
-from world import bought, fold_once
+from world import bought, fold_once, wait_until
 
 
 def metrics_of(tables, query="fold_in"):
@@ -37,13 +36,6 @@ def facts(line: str) -> dict[str, str]:
 def lines_of(caplog, event: str) -> list[dict[str, str]]:
     lines = [r.getMessage() for r in caplog.records if r.name == "foldin.metrics"]
     return [facts(line) for line in lines if line.startswith(f"event={event} ")]
-
-
-def _wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_every_micro_batch_has_a_row_and_a_line_with_its_figures(world, make_config, events_frame, caplog):
@@ -157,10 +149,10 @@ def test_an_idle_stream_says_so_once_and_an_alarm_that_exits_ends_it_after_the_b
 
     def make_it_late() -> None:
         try:
-            _wait_until(lambda: lines_of(caplog, "idle"))
+            wait_until(lambda: lines_of(caplog, "idle"))
             time.sleep(1)  # twenty more looks at a stream that is idle all the while
             world.append(events_frame(bought("a", "u1", "i0")), EVENTS)
-            _wait_until(stop._asked.is_set)
+            wait_until(stop._asked.is_set)
         finally:
             stop.ask()  # else a run without an alarm would never end
 
@@ -191,10 +183,10 @@ def test_a_batch_after_an_idle_time_has_its_row(folded, config, events_frame, mo
     thread.start()
     try:
         for k, user in enumerate(("u1", "u2")):
-            _wait_until(lambda: [q for q in folded.spark.streams.active if len(q.recentProgress) > 2])
+            wait_until(lambda: [q for q in folded.spark.streams.active if len(q.recentProgress) > 2])
             time.sleep(1)
             folded.append(events_frame(bought(f"after-{k}", user, "i0")), EVENTS)
-            _wait_until(lambda k=k: query.users == k + 1)
+            wait_until(lambda k=k: query.users == k + 1)
     finally:
         stop.ask()
         thread.join()
@@ -237,7 +229,7 @@ def test_a_batch_that_hangs_raises_the_alarm_and_its_end_takes_it_back(tables, m
         with monitor:
             thread = threading.Thread(target=process, args=(None, 7))
             thread.start()
-            _wait_until(monitor.stop._asked.is_set)
+            wait_until(monitor.stop._asked.is_set)
             hanging.set()
             thread.join()
 

@@ -18,6 +18,7 @@ from foldin.checkpoints import Checkpoint
 from foldin.errors import FoldinError, StateMismatchError, reason_of
 from foldin.schemas import Position
 from foldin.streaming import GracefulStop, observed, run
+from world import wait_until
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_a_stop_finishes_the_batch_begins_no_other_and_the_next_run_goes_on(
             else:
                 os.kill(os.getpid(), signal.Signals[how])
             # The handler runs on the main thread; the batch goes on meanwhile.
-            _wait_until(stop._asked.is_set)
+            wait_until(stop._asked.is_set)
             if how == "SIGTERM":
                 time.sleep(2.2)  # longer than two looks of the main thread: were it to stop at once, we would fail
             rows = [row["value"] for row in batch.collect()]
@@ -157,7 +158,7 @@ def test_a_stop_ends_a_query_that_waits_for_data(files: DataFrame, checkpoint: C
 
     thread = threading.Thread(target=run_it, daemon=True)
     thread.start()
-    _wait_until(lambda: len(done) == 4)
+    wait_until(lambda: len(done) == 4)
     stop.ask()
     thread.join(60)
     assert not thread.is_alive()
@@ -177,7 +178,7 @@ def test_of_two_queries_that_are_stopped_together_each_finishes_its_own_batch(
     def long(batch: DataFrame, batch_id: int) -> None:
         in_the_middle.set()
         offsets = Path(checkpoints["short"].path, "offsets", "1")
-        _wait_until(lambda: offsets.exists() or running[0].done())  # in the moment between two batches it just ends
+        wait_until(lambda: offsets.exists() or running[0].done())  # in the moment between two batches it just ends
         time.sleep(2.2)  # longer than two looks of who waits for the end
         done.append(batch.count())
 
@@ -286,10 +287,3 @@ def test_the_reason_of_an_error_is_its_innermost_line(text: str, reason: str) ->
 
 def _commits_or_none(checkpoint: Checkpoint) -> list[int]:
     return _commits(checkpoint) if Path(checkpoint.path, "commits").is_dir() else []
-
-
-def _wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +102,11 @@ def assert_same_vectors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarr
     for user, vector in wanted.items():
         norm = np.linalg.norm(vector)
         assert np.linalg.norm(found[user] - vector) <= 1e-6 * norm, user
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
+    """Look until it holds; fail after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
