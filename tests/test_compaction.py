@@ -151,3 +151,26 @@ def test_a_table_that_has_had_few_commits_since_its_last_merge_waits(tables, mak
         later(None, 0)
         later(None, 1)
     assert files(tables, EVENTS) == 1
+
+
+def test_a_merge_that_failed_is_tried_again_a_round_later_without_a_commit(
+    tables, make_config, events_frame, monkeypatch
+):
+    for k in range(2):
+        tables.append(events_frame(bought(f"{k}", "u", "i")), EVENTS)
+    tries = []
+
+    def refused_once(*given: object) -> tuple[int, int]:
+        tries.append(given)
+        if len(tries) == 1:
+            raise RuntimeError("another writer changed the same files")
+        return compact(*given)
+
+    monkeypatch.setattr("foldin.compaction.compact", refused_once)
+    with Compactor(tables, (EVENTS,), make_config("tables.compact_every=1").tables) as compactor:
+        process = compactor.after(lambda _batch, _batch_id: None)
+        process(None, 0)
+        wait_until(lambda: tries, 60)
+        process(None, 1)
+    assert len(tries) == 2
+    assert files(tables, EVENTS) == 1

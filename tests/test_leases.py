@@ -100,10 +100,10 @@ def test_a_holder_renews_and_notices_that_it_was_robbed(checkpoint):
     lease = Lease(checkpoint, 0.3)
     with lease:
         first = holder_of(checkpoint).renewed
-        wait_until(lambda: holder_of(checkpoint).renewed > first)
+        wait_until(lambda: holder_of(checkpoint).renewed > first, 30)
         lease.check()
         checkpoint.create("lease/2", "")
-        wait_until(lambda: lease._lost is not None)
+        wait_until(lambda: lease._lost is not None, 30)
         with pytest.raises(LeaseError, match="was taken over by another process"):
             lease.check()
     assert "2-released" not in checkpoint.list("lease")  # what is another's is not given back
@@ -112,6 +112,6 @@ def test_a_holder_renews_and_notices_that_it_was_robbed(checkpoint):
 def test_a_holder_that_could_not_renew_for_a_term_stops(checkpoint, monkeypatch):
     with Lease(checkpoint, 0.3) as lease:
         monkeypatch.setattr(Checkpoint, "list", lambda *_: 1 / 0)
-        wait_until(lambda: time.monotonic() - lease._renewed > 0.3)
+        wait_until(lambda: time.monotonic() - lease._renewed > 0.3, 30)
         with pytest.raises(LeaseError, match="was not renewed for"):
             lease.check()

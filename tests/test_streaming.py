@@ -121,7 +121,7 @@ def test_a_stop_finishes_the_batch_begins_no_other_and_the_next_run_goes_on(
             else:
                 os.kill(os.getpid(), signal.Signals[how])
             # The handler runs on the main thread; the batch goes on meanwhile.
-            wait_until(stop._asked.is_set)
+            wait_until(stop._asked.is_set, 60)
             if how == "SIGTERM":
                 time.sleep(2.2)  # longer than two looks of the main thread: were it to stop at once, we would fail
             rows = [row["value"] for row in batch.collect()]
@@ -158,7 +158,7 @@ def test_a_stop_ends_a_query_that_waits_for_data(files: DataFrame, checkpoint: C
 
     thread = threading.Thread(target=run_it, daemon=True)
     thread.start()
-    wait_until(lambda: len(done) == 4)
+    wait_until(lambda: len(done) == 4, 60)
     stop.ask()
     thread.join(60)
     assert not thread.is_alive()
@@ -178,7 +178,7 @@ def test_of_two_queries_that_are_stopped_together_each_finishes_its_own_batch(
     def long(batch: DataFrame, batch_id: int) -> None:
         in_the_middle.set()
         offsets = Path(checkpoints["short"].path, "offsets", "1")
-        wait_until(lambda: offsets.exists() or running[0].done())  # in the moment between two batches it just ends
+        wait_until(lambda: offsets.exists() or running[0].done(), 60)  # in the moment between two batches it just ends
         time.sleep(2.2)  # longer than two looks of who waits for the end
         done.append(batch.count())
 

@@ -17,7 +17,6 @@ from types import TracebackType
 
 from pyspark.sql import DataFrame
 
-from foldin.commits import log_and_snapshot
 from foldin.config import TablesConfig
 from foldin.errors import reason_of
 from foldin.schemas import TableSpec
@@ -57,7 +56,7 @@ def compact(tables: Tables, spec: TableSpec) -> tuple[int, int]:
 class Compactor:
     """Merges small files and trims logs of some tables after every `every` micro-batches, on its own thread (`with`).
 
-    From its second round on it leaves a table alone that has had fewer than `every` commits since, so that what is
+    It leaves a table alone that has had fewer than `every` commits since its last merge in this run, so that what is
     written every few seconds costs no merge a round. What goes wrong in here is logged and tried again a round later;
     the stream goes on.
 
@@ -70,7 +69,7 @@ class Compactor:
         self._tables, self._specs, self._every = tables, tuple(specs), config.compact_every
         self._minutes = config.log_minutes
         self._batches = self.rounds = 0
-        self._looked_after: dict[str, int] = {}  # version of each table, after that
+        self._merged: dict[str, int] = {}  # version of each table after its last merge
         self._wake = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="compaction", daemon=True)
@@ -112,19 +111,14 @@ class Compactor:
     def _look_after(self, spec: TableSpec) -> None:
         started, done = time.monotonic(), []
         with _told(spec, "small files are not merged this time"):
-            before = self._looked_after.get(spec.name)
-            if before is not None and self._version(spec) < before + self._every:
+            merged = self._merged.get(spec.name)
+            if merged is not None and self._tables.version(spec) < merged + self._every:
                 return
-        with _told(spec, "small files are not merged this time"):
             done.append("{} small files merged into {}".format(*compact(self._tables, spec)))
+            self._merged[spec.name] = self._tables.version(spec)
         with _told(spec, "the log is not trimmed this time"):
             done.append(f"{trim(self._tables, spec, self._minutes)} commits trimmed")
-        with _told(spec, "it is looked after again a round later"):
-            self._looked_after[spec.name] = self._version(spec)
         log.info("%s: %s, %.1f s", spec.name, ", ".join(done) or "nothing done", time.monotonic() - started)
-
-    def _version(self, spec: TableSpec) -> int:
-        return int(log_and_snapshot(self._tables.spark, self._tables.location(spec))[1].version())
 
 
 @contextmanager

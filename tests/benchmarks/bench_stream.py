@@ -88,7 +88,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--freshness-users", type=int, default=250_000)
     parser.add_argument("--freshness-seconds", type=float, default=120.0)
     parser.add_argument("--freshness-rate", type=int, default=1_000, help="events a second")
-    # The JVM's compilers take a third of two cores in the fourth minute, a tenth in the ninth.
+    # The JVM's compilers have 50 s of the second minute (of 120 s, on two cores), 10 to 15 s of the ninth.
     parser.add_argument("--freshness-warm-up", type=float, default=480.0, help="seconds before the window begins")
     parser.add_argument("--freshness-warm-up-commits", type=int, default=20, help="and commits of recommendations")
     parser.add_argument("--freshness-jobs", type=_groups, default=JOBS, help="which jobs: stream,ingest+fold_in")
