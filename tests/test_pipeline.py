@@ -81,7 +81,7 @@ def partitions(checkpoint: Checkpoint) -> str:
 def test_what_lands_comes_out_as_lists_while_both_run_and_a_stop_ends_both(
     world: Tables, make_config: Callable[..., Config]
 ) -> None:
-    quick = make_config(*QUICK, "fold_in.state_partitions=3")
+    quick = make_config(*QUICK, "ingest.state_partitions=4", "fold_in.state_partitions=3")
     pipeline = Pipeline(world, quick, contract(quick))
     land(quick, "1.json", bought("a", "new", "i7"), bought("a", "new", "i7"), "broken")
     with running(pipeline) as future:
@@ -94,8 +94,10 @@ def test_what_lands_comes_out_as_lists_while_both_run_and_a_stop_ends_both(
     assert "i7" not in latest_lists(world)["new"]
     assert {row["query"] for row in world.read(METRICS).select("query").collect()} == {"ingest", "fold_in"}
     assert_both_have_ended(pipeline)
-    # A session of its own, with all settings but that one as they are in ours.
-    assert (partitions(pipeline.ingest.checkpoint), partitions(pipeline.fold_in.checkpoint)) == ("2", "3")
+    # A session each, for this setting alone; afterwards they have ours, the tests' own.
+    assert (partitions(pipeline.ingest.checkpoint), partitions(pipeline.fold_in.checkpoint)) == ("4", "3")
+    for query in (pipeline.ingest, pipeline.fold_in):
+        assert query.tables.spark.conf.get("spark.sql.shuffle.partitions") == "2"
 
 
 def test_once_folds_in_what_it_has_taken_in_and_a_second_time_nothing(world: Tables, quick: Config) -> None:

@@ -119,6 +119,7 @@ class IngestConfig(Section):
     max_bytes_per_trigger: str = Field(pattern=_BYTES)
     """Size of a micro-batch's files after which no further one is added."""
     trigger_seconds: float = Field(gt=0, allow_inf_nan=False)
+    state_partitions: int = Field(ge=1, le=10_000)
 
     @field_validator("name")
     @classmethod

@@ -24,7 +24,7 @@ from foldin.monitoring import Monitor, observe_arrival
 from foldin.publishing import Publisher
 from foldin.registry import Model
 from foldin.schemas import EVENTS, METRICS, Position
-from foldin.streaming import GracefulStop, run
+from foldin.streaming import GracefulStop, run, state_partitions
 from foldin.tables import Tables
 
 __all__ = ["FoldIn"]
@@ -63,7 +63,7 @@ class FoldIn:
         return self.users
 
     def _run(self, *, once: bool, stop: GracefulStop | None) -> None:
-        settings, spark = self.config, self.tables.spark
+        settings = self.config
         types = tuple(settings.events.weights)
         bound = settings.history.max_events_per_user
         lists = settings.fold_in.lists
@@ -77,8 +77,6 @@ class FoldIn:
             },
             rebuild=self._rebuild,
         )
-        # The number of state partitions is fixed when a checkpoint is born.
-        spark.conf.set("spark.sql.shuffle.partitions", settings.fold_in.state_partitions)
         events = self.tables.stream(
             EVENTS,
             maxFilesPerTrigger=settings.fold_in.max_files_per_trigger,
@@ -87,6 +85,7 @@ class FoldIn:
         stop = stop or GracefulStop()
         events = observe_arrival(events, "ingested_at")
         with (
+            state_partitions(self.tables.spark, settings.fold_in.state_partitions),
             Compactor(self.tables, (*self.publisher.written, METRICS), settings.tables) as compactor,
             Monitor(self.tables, settings, "fold_in", self.checkpoint, stop) as self.monitor,
             self._adopter() as self.adopter,

@@ -12,16 +12,18 @@ from typing import Any
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming import DataStreamWriter, StreamingQuery
 
 from foldin.checkpoints import Checkpoint
 from foldin.errors import DISK_FULL, FoldinError, StateMismatchError, reason_of
 from foldin.leases import Lease
 
-__all__ = ["GracefulStop", "observed", "run"]
+__all__ = ["GracefulStop", "observed", "run", "state_partitions"]
 
 log = logging.getLogger("foldin")
+
+_SHUFFLE = "spark.sql.shuffle.partitions"
 
 
 def observed(query: StreamingQuery, name: str) -> list[int | None]:
@@ -32,6 +34,20 @@ def observed(query: StreamingQuery, name: str) -> list[int | None]:
     """
     row = query._jsq.streamingQuery().lastExecution().observedMetrics().apply(name)
     return [None if row.isNullAt(i) else int(row.getLong(i)) for i in range(row.size())]
+
+
+@contextmanager
+def state_partitions(spark: SparkSession, number: int) -> Iterator[None]:
+    """A query of this session that is started in the block has so many partitions of state.
+
+    They are fixed when its checkpoint is born: Spark keeps to the number that the checkpoint says.
+    """
+    before = spark.conf.get(_SHUFFLE)
+    spark.conf.set(_SHUFFLE, number)
+    try:
+        yield
+    finally:
+        spark.conf.set(_SHUFFLE, str(before))
 
 
 # What Spark and Delta say when the checkpoint's files, the state or the source's log cannot be read any more.

@@ -58,12 +58,11 @@ def test_every_job_runs_on_a_cluster_and_needs_nothing_of_a_hosts_own_disk(
     assert not (Path(tables.root) / "_evaluate").exists()
 
 
-def test_a_submitted_job_has_the_submitters_settings_not_those_of_one_machine(begun: World) -> None:
-    """Ingest's state has as many partitions as the checkpoint was born with, for good."""
+def test_ingests_state_has_the_partitions_that_foldins_settings_say_whatever_the_submitters_do(begun: World) -> None:
     born = Path(begun.tables.root, "_checkpoints", "ingest", "offsets", "0").read_text()
-    assert json.loads(born.splitlines()[1])["conf"]["spark.sql.shuffle.partitions"] == "2"
+    assert json.loads(born.splitlines()[1])["conf"]["spark.sql.shuffle.partitions"] == "1"
     state = Path(begun.tables.root, "_checkpoints", "ingest", "state", "0")
-    assert {path.name for path in state.iterdir() if path.name.isdigit()} == {"0", "1"}
+    assert {path.name for path in state.iterdir() if path.name.isdigit()} == {"0"}
 
 
 def test_tables_where_only_one_host_would_find_them_are_refused(begun: World, submit: Callable[..., Submitted]) -> None:
