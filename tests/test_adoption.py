@@ -32,6 +32,7 @@ from world import (
     latest_lists,
     latest_vectors,
     vectors,
+    wait_until,
 )
 
 pytestmark = pytest.mark.lifecycle
@@ -319,10 +320,8 @@ def test_train_asks_a_running_stream_and_comes_back_when_the_model_is_in_force(f
 
     try:
         folded.append(events_frame(bought("first", "u1", "i0")), EVENTS)
-        deadline = time.monotonic() + 120
-        while folded.read(USER_FACTORS).where("user_id = 'u1' and events = 5").count() == 0:
-            assert time.monotonic() < deadline, errors
-            time.sleep(0.5)
+        wait_until(lambda: errors or folded.read(USER_FACTORS).where("user_id = 'u1' and events = 5").count())
+        assert not errors
         feeder = threading.Thread(target=feed, daemon=True)
         feeder.start()
         version = train(folded, config).model_version

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE, TableSpec
 from foldin.tables import Tables, Transaction
 from landing import event, land
 from test_ingest import _FailsOnce, numbers
+from world import wait_until
 
 
 def ingest(tables: Tables, config: Config) -> Account:
@@ -52,9 +52,7 @@ class _FailsAfterQuarantine(Tables):
         self, rows: DataFrame, spec: TableSpec, transaction: Transaction | None = None, *, metadata: str | None = None
     ) -> None:
         if spec is EVENTS:  # the two are appended at once
-            deadline = time.monotonic() + 120
-            while Tables.read(self, QUARANTINE).isEmpty() and time.monotonic() < deadline:
-                time.sleep(0.1)
+            wait_until(lambda: not Tables.read(self, QUARANTINE).isEmpty())
             raise OSError("disk full")
         super().append(rows, spec, transaction, metadata=metadata)
 

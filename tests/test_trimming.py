@@ -18,7 +18,7 @@ from foldin.fold_in import FoldIn
 from foldin.schemas import EVENTS, MODELS, QUARANTINE, TABLES, USER_FACTORS
 from foldin.training import train
 from foldin.trimming import Hold, needed, trim
-from world import ITEMS, bought, fold_once
+from world import ITEMS, bought, fold_once, wait_until
 
 pytestmark = pytest.mark.lifecycle
 
@@ -187,10 +187,7 @@ sys.stdin.read()
         process.wait()
         process.stdin.close()
         process.stdout.close()
-    deadline = time.monotonic() + 30
-    while needed(tables, EVENTS) is not None:  # its JVM takes a moment to be gone
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: needed(tables, EVENTS) is None, 30)  # its JVM takes a moment to be gone
 
 
 def test_a_reader_that_was_down_for_more_than_two_days_is_not_waited_for(tables, events_frame):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +35,7 @@ from foldin.streaming import GracefulStop
 from foldin.tables import Tables
 from foldin.training import train
 from foldin.trimming import needed
-from world import bought, copy_of, events_of, fold_once
+from world import bought, copy_of, events_of, fold_once, wait_until
 
 pytestmark = pytest.mark.readers
 
@@ -202,13 +201,6 @@ def running(push: Push) -> Iterator[None]:
         raise failure[0]
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 def test_a_reader_that_never_rests_finds_a_list_of_one_model_for_everybody_through_swaps_and_back(
     spark: SparkSession, tables: Tables, lived: Lived, server: RedisServer
 ) -> None:
@@ -229,24 +221,24 @@ def test_a_reader_that_never_rests_finds_a_list_of_one_model_for_everybody_throu
                 return
 
     with running(pusher(tables, server)):
-        wait_until(lambda: seen_by(server) == lived.active)
+        wait_until(lambda: seen_by(server) == lived.active, SECONDS)
         reader = threading.Thread(target=poll)
         reader.start()
         try:
             tables.append(events_of(spark, bought("s1", "u3", "i1")), EVENTS)
             fold_once(tables, config)
             third = train(tables, config).model_version
-            wait_until(lambda: seen_by(server) == third)
+            wait_until(lambda: seen_by(server) == third, SECONDS)
             bring_into_force(tables, config, lived.active, reason="back")
-            wait_until(lambda: seen_by(server) == lived.active)
+            wait_until(lambda: seen_by(server) == lived.active, SECONDS)
             # And forth, to a model whose lists are all there: no new row, and yet it comes into force.
             rows = tables.version(RECOMMENDATIONS)
             bring_into_force(tables, config, third, reason="forth")
-            wait_until(lambda: seen_by(server) == third)
+            wait_until(lambda: seen_by(server) == third, SECONDS)
             assert tables.version(RECOMMENDATIONS) == rows
             for version in (lived.active, lived.before):
                 Registry(tables).retire(version, reason="test")
-            wait_until(lambda: versions_in(server) == {third, lived.candidate})
+            wait_until(lambda: versions_in(server) == {third, lived.candidate}, SECONDS)
         finally:
             ended.set()
             reader.join()
@@ -330,11 +322,9 @@ def test_a_job_that_is_killed_midway_leaves_the_same_lists_and_no_word_of_the_pa
             job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
             try:
                 client = server.client()
-                deadline = time.monotonic() + SECONDS
-                while not client.hlen(f"foldin:lists:{lived.active}"):
-                    assert job.poll() is None, said.read_text()
-                    assert time.monotonic() < deadline, "waited in vain"
-                    time.sleep(0.01)
+                lists = f"foldin:lists:{lived.active}"
+                wait_until(lambda: job.poll() is not None or client.hlen(lists), SECONDS)
+                assert job.poll() is None, said.read_text()
             finally:
                 os.killpg(job.pid, signal.SIGKILL)
                 job.wait()
