@@ -15,7 +15,7 @@ from foldin.errors import ConfigError
 from foldin.kernels import MEMORY_MAP_BYTES
 from foldin.measurements import GB, MB, measured
 
-__all__ = ["Load", "Range", "Size", "size"]
+__all__ = ["MOST_PARTITIONS", "Load", "Range", "Size", "size"]
 
 
 # The model's constants, for 2 cores put as seconds of one core. What each is fitted to stands in MEASURED.
@@ -37,7 +37,7 @@ _USERS_A_PARTITION = 2_000_000
 # At most: a standalone cluster starts no executor, and says nothing, for a job that asks for fewer cores than one has,
 # and the smallest jobs are given two.
 _CORES_AN_EXECUTOR = 2
-_MOST_PARTITIONS = 10_000  # what fold_in.state_partitions takes
+MOST_PARTITIONS = 10_000  # what the state_partitions of a stream take
 _BUSY = 0.5  # share of the cores' time that the rate may take: the rest is for peaks, upkeep and adoption
 _INGEST = 2 * measured("ingest, 541,909 rows of Online Retail").value / 541_909  # core seconds a row, start included
 _COMMIT = measured("commit of events p50 at 1,000 events/s").value
@@ -151,8 +151,8 @@ def size(load: Load, *, cores: int | None = None) -> Size:
     if a_second >= cores:
         raise ConfigError(f"--cores {cores}: too few, this rate keeps {math.ceil(a_second)} busy; take twice as many")
     partitions = cores * max(1, math.ceil(load.users / (_USERS_A_PARTITION * cores)))
-    if partitions > _MOST_PARTITIONS:
-        raise ConfigError(f"{partitions} state partitions are needed, one stream has at most {_MOST_PARTITIONS}")
+    if partitions > MOST_PARTITIONS:
+        raise ConfigError(f"{partitions} state partitions are needed, one stream has at most {MOST_PARTITIONS}")
     an_executor = next(n for n in range(_CORES_AN_EXECUTOR, 0, -1) if cores % n == 0)
     executors = cores // an_executor
     trigger = max(1, math.ceil(_steady(load, cores)))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from foldin.measurements import measured
-from foldin.sizing import Range, Size
+from foldin.sizing import MOST_PARTITIONS, Range, Size
 
 __all__ = ["foldin_toml", "render_size", "size_to_dict", "spark_properties"]
 
@@ -35,7 +35,7 @@ def foldin_toml(size: Size) -> str:
             f"blocks = {min(1000, max(4, size.cores))}",
             "",
             "[ingest]",
-            f"state_partitions = {min(10_000, size.ingest_cores)}",
+            f"state_partitions = {min(MOST_PARTITIONS, size.ingest_cores)}",
             "",
             "[fold_in]",
             f"trigger_seconds = {size.trigger_seconds:.1f}",
