@@ -30,7 +30,7 @@ _KERNEL = {rank: measured(f"kernel, rank {rank}").value for rank in (32, 64, 128
 _BUILD_START = {False: 18.2, True: 21.9}  # s, of a JVM that is cold
 _BUILD = {False: (3.38e-6, 2.63e-12), True: (4.33e-6, 3.40e-12)}  # core seconds an event, and that a user
 _ROCKSDB_START, _ROCKSDB = 30 * MB, 42  # bytes a partition, and a user
-# Bytes, and a user. RocksDB merges files in the background, but what a small state was written twice it still has.
+# Bytes, bytes a user, and bytes a user of a small state, which RocksDB has not merged yet (it does so in passing).
 _LOCAL_START, _LOCAL, _LOCAL_UNMERGED = 0.4 * GB, 1_550, 3_000
 _CHECKPOINT = 3_300  # bytes a user
 _CHANGE, _BATCHES_KEPT = 1_250, 100  # bytes of a touched user's row, spark.sql.streaming.minBatchesToRetain
@@ -161,7 +161,7 @@ def size(load: Load, *, cores: int | None = None) -> Size:
     executors = cores // an_executor
     trigger = max(1, math.ceil(_steady(load, cores)))
     events = load.events_per_second * trigger
-    state = load.users * load.stored_events / _MEASURED_EVENTS * (_SEEN if load.lists else 1.0)
+    state = load.users * _of_measured(load)
     rocksdb = Range.within(_ROCKSDB_START * partitions + _ROCKSDB * state, 2.0)
     nbytes = factor_bytes(load.items, load.rank)
     mapped = nbytes > MEMORY_MAP_BYTES
@@ -260,8 +260,12 @@ def checkpoint_bytes(load: Load, touched: float) -> float:
     Args:
         touched: users of a micro-batch.
     """
-    history = load.stored_events / _MEASURED_EVENTS * (_SEEN if load.lists else 1.0)
-    return history * (_CHECKPOINT * load.users + _CHANGE * _BATCHES_KEPT * touched)
+    return _of_measured(load) * (_CHECKPOINT * load.users + _CHANGE * _BATCHES_KEPT * touched)
+
+
+def _of_measured(load: Load) -> float:
+    """A user's state, as a multiple of the one that was measured: 30 events, no seen items."""
+    return load.stored_events / _MEASURED_EVENTS * (_SEEN if load.lists else 1.0)
 
 
 def factor_bytes(items: int, rank: int) -> int:
@@ -321,7 +325,7 @@ def _remarks(load: Load, cores: int, mapped: bool) -> Iterator[str]:
     if load.events_per_user != _MEASURED_EVENTS:
         yield "states were measured at 30 events a user; other numbers go in proportion"
     if load.lists:
-        yield "seen items take a quarter of a state more (measured: 0.9 to 1.3 times the state without lists)"
+        yield "seen items take a quarter of a state more (measured: 0.9 to 1.3 times the files without lists)"
     if load.lists and (ratio := core_seconds_a_user(load, lists=False) / core_seconds_a_user(load)) < 0.5:
         yield f"lists take {1 - ratio:.0%} of the stream's work: see fold_in.lists = false (--no-lists)"
     if mapped:
