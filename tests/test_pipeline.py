@@ -94,10 +94,8 @@ def test_what_lands_comes_out_as_lists_while_both_run_and_a_stop_ends_both(
     assert "i7" not in latest_lists(world)["new"]
     assert {row["query"] for row in world.read(METRICS).select("query").collect()} == {"ingest", "fold_in"}
     assert_both_have_ended(pipeline)
-    # A session each, for this setting alone; afterwards they have ours, the tests' own.
     assert (partitions(pipeline.ingest.checkpoint), partitions(pipeline.fold_in.checkpoint)) == ("4", "3")
-    for query in (pipeline.ingest, pipeline.fold_in):
-        assert query.tables.spark.conf.get("spark.sql.shuffle.partitions") == "2"
+    assert world.spark.conf.get("spark.sql.shuffle.partitions") == "2"  # the tests' own
 
 
 def test_once_folds_in_what_it_has_taken_in_and_a_second_time_nothing(world: Tables, quick: Config) -> None:

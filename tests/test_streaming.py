@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,48 @@ def test_of_two_queries_that_are_stopped_together_each_finishes_its_own_batch(
         future.result()
     assert done == [1]
     assert {name: _commits(checkpoint) for name, checkpoint in checkpoints.items()} == {"short": [0], "long": [0]}
+
+
+def test_queries_of_one_session_have_each_its_own_number_of_state_partitions(
+    spark: SparkSession, files: DataFrame, tmp_path: Path
+) -> None:
+    before = spark.conf.get("spark.sql.shuffle.partitions")
+    stops = {name: GracefulStop() for name in ("first", "second")}
+    begun = {name: threading.Event() for name in stops}
+
+    def process(name: str, batch: DataFrame, batch_id: int) -> None:
+        batch.collect()
+        begun[name].set()
+
+    def run_it(name: str, number: int) -> None:
+        run(
+            files.dropDuplicates(["value"]).writeStream,
+            partial(process, name),
+            checkpoint=Checkpoint(spark, str(tmp_path / name)),
+            name=name,
+            once=False,
+            trigger_seconds=0.05,
+            state_partitions=number,
+            stop=stops[name],
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        running = []
+        try:
+            for number, name in enumerate(stops, 3):
+                running.append(pool.submit(run_it, name, number))
+                wait_until(lambda name=name: begun[name].is_set() or running[-1].done(), 60)
+            assert spark.conf.get("spark.sql.shuffle.partitions") == before
+        finally:  # in the order in which they have begun
+            for stop, future in zip(stops.values(), running, strict=False):
+                stop.ask()
+                wait([future], 60)
+    for future in running:
+        future.result()
+    assert spark.conf.get("spark.sql.shuffle.partitions") == before
+    for number, name in enumerate(stops, 3):
+        metadata = Path(tmp_path, name, "offsets", "0").read_text().splitlines()[1]
+        assert json.loads(metadata)["conf"]["spark.sql.shuffle.partitions"] == str(number)
 
 
 class _OurError(FoldinError):

@@ -24,7 +24,7 @@ from foldin.monitoring import Monitor, observe_arrival
 from foldin.publishing import Publisher
 from foldin.registry import Model
 from foldin.schemas import EVENTS, METRICS, Position
-from foldin.streaming import GracefulStop, run, state_partitions
+from foldin.streaming import GracefulStop, run
 from foldin.tables import Tables
 
 __all__ = ["FoldIn"]
@@ -85,7 +85,6 @@ class FoldIn:
         stop = stop or GracefulStop()
         events = observe_arrival(events, "ingested_at")
         with (
-            state_partitions(self.tables.spark, settings.fold_in.state_partitions),
             Compactor(self.tables, (*self.publisher.written, METRICS), settings.tables) as compactor,
             Monitor(self.tables, settings, "fold_in", self.checkpoint, stop) as self.monitor,
             self._adopter() as self.adopter,
@@ -99,6 +98,7 @@ class FoldIn:
                 once=once,
                 lease=self._lease,
                 trigger_seconds=settings.fold_in.trigger_seconds,
+                state_partitions=settings.fold_in.state_partitions,
                 stop=stop,
                 on_start=self.monitor.follow,
             )

@@ -28,7 +28,7 @@ from foldin.mapping import Mapping
 from foldin.monitoring import Monitor, observe_arrival
 from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE
 from foldin.sources import read_as, read_source, source_failures
-from foldin.streaming import GracefulStop, observed, run, state_partitions
+from foldin.streaming import GracefulStop, observed, run
 from foldin.tables import Tables, few_files
 from foldin.unreadable import UNREADABLE, BatchFiles, StrictAgainError, failed_to_read, quarantine_rows, read_files
 
@@ -80,7 +80,6 @@ class Ingest:
             source = self._source()
             with (
                 Lease(self.checkpoint, lease_seconds) as lease,
-                state_partitions(self.spark, self.config.ingest.state_partitions),
                 Compactor(self.tables, (EVENTS, QUARANTINE, INGEST_LOG), self.config.tables) as compactor,
                 Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False) as monitor,
             ):
@@ -166,6 +165,7 @@ class Ingest:
                 rebuild=f"delete {self.checkpoint.path} and start again: known ids are read from the tables.",
                 once=once,
                 trigger_seconds=self.config.ingest.trigger_seconds,
+                state_partitions=self.config.ingest.state_partitions,
                 lease=lease,
                 stop=stop,
                 on_start=started,

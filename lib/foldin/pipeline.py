@@ -9,11 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from pyspark.java_gateway import ensure_callback_server_started
-from pyspark.sql import SparkSession
 
 from foldin.config import Config
 from foldin.errors import AccountingError, ConfigError, StateMismatchError, reason_of
@@ -42,8 +40,7 @@ class Pipeline:
 
     def __init__(self, tables: Tables, config: Config, mapping: Mapping) -> None:
         self.ingest = Ingest(tables, config, mapping)
-        # Each fixes the number of its state's partitions by a setting of its session.
-        self.fold_in = FoldIn(replace(tables, spark=_session_like(tables.spark)), config)
+        self.fold_in = FoldIn(tables, config)
 
     def run(self, *, once: bool, stop: GracefulStop | None = None) -> None:
         """Take in what has landed, then fold it in (`once`); or both at once, until a signal or `stop`.
@@ -91,8 +88,3 @@ class Pipeline:
         found = [failure for failure in failures if failure is not None]
         if found:
             raise next((failure for failure in found if isinstance(failure, _FINAL)), found[0])
-
-
-def _session_like(spark: SparkSession) -> SparkSession:
-    """Another session with the same settings, also those that somebody has set in this one since it began."""
-    return SparkSession(spark.sparkContext, spark._jsparkSession.cloneSession())

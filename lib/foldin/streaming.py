@@ -19,11 +19,12 @@ from foldin.checkpoints import Checkpoint
 from foldin.errors import DISK_FULL, FoldinError, StateMismatchError, reason_of
 from foldin.leases import Lease
 
-__all__ = ["GracefulStop", "observed", "run", "state_partitions"]
+__all__ = ["GracefulStop", "observed", "run"]
 
 log = logging.getLogger("foldin")
 
 _SHUFFLE = "spark.sql.shuffle.partitions"
+_starting = threading.Lock()
 
 
 def observed(query: StreamingQuery, name: str) -> list[int | None]:
@@ -36,18 +37,19 @@ def observed(query: StreamingQuery, name: str) -> list[int | None]:
     return [None if row.isNullAt(i) else int(row.getLong(i)) for i in range(row.size())]
 
 
-@contextmanager
-def state_partitions(spark: SparkSession, number: int) -> Iterator[None]:
-    """A query of this session that is started in the block has so many partitions of state.
-
-    They are fixed when its checkpoint is born: Spark keeps to the number that the checkpoint says.
-    """
-    before = spark.conf.get(_SHUFFLE)
-    spark.conf.set(_SHUFFLE, number)
-    try:
-        yield
-    finally:
-        spark.conf.set(_SHUFFLE, str(before))
+def _start(writer: DataStreamWriter, spark: SparkSession, state_partitions: int | None) -> StreamingQuery:
+    """Start a query with a copy of its session's settings, in which alone the number of shuffle partitions differs."""
+    if state_partitions is None:
+        return writer.start()
+    # Several queries of one session may start at once, each with its own number: the last to give the session's back
+    # would give back another's.
+    with _starting:
+        before = spark.conf.get(_SHUFFLE)
+        spark.conf.set(_SHUFFLE, state_partitions)
+        try:
+            return writer.start()
+        finally:
+            spark.conf.set(_SHUFFLE, str(before))
 
 
 # What Spark and Delta say when the checkpoint's files, the state or the source's log cannot be read any more.
@@ -145,6 +147,7 @@ def run(
     name: str,
     once: bool,
     trigger_seconds: float,
+    state_partitions: int | None = None,
     lease: Lease | None = None,
     rebuild: str = "",
     stop: GracefulStop | None = None,
@@ -153,6 +156,8 @@ def run(
     """Run a query to its end: all that is there (`once`), or until SIGTERM, SIGINT or `stop`.
 
     Args:
+        state_partitions: of the query's state, where it has one; fixed when its checkpoint is born, for Spark keeps to
+            the number that the checkpoint says.
         rebuild: what a person does when the checkpoint or the source's log is damaged.
 
     Raises:
@@ -178,7 +183,7 @@ def run(
         writer = writer.trigger(processingTime=f"{max(1, round(1000 * trigger_seconds))} milliseconds")
     try:
         with stop.at_signals():
-            query = writer.foreachBatch(stop.wrap(guarded)).start()
+            query = _start(writer.foreachBatch(stop.wrap(guarded)), checkpoint.spark, state_partitions)
             on_start(query)
             if stop.await_end(query):
                 log.info("%s: stopped on request, the last batch is done", name)
