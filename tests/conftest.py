@@ -50,6 +50,17 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     session.stop()
 
 
+@pytest.fixture(autouse=True)
+def _no_logs_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Delta keeps the log of every table that it has seen for an hour, with the plans and rows of its state: the tables
+    of a hundred tests fill the heap.
+    """
+    yield
+    if "spark" in request.fixturenames:
+        session: SparkSession = request.getfixturevalue("spark")
+        session._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
+
+
 @pytest.fixture(scope="module")
 def compiled(spark: SparkSession) -> Iterator[None]:
     """What has many rows compiles everything, as users' sessions do."""

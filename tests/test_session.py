@@ -64,9 +64,12 @@ def test_a_submitters_settings_hold_and_what_is_to_be_hidden_is_added_up(tmp_pat
         "config.spark.conf['spark.redaction.regex'] = 'ours'\n"
         "spark = build_session(config)\n"
         "names = ['spark.redaction.regex', 'spark.sql.shuffle.partitions', 'spark.sql.session.timeZone']\n"
-        "print(json.dumps([spark.conf.get(name) for name in names]))\n"
+        "root = spark._jvm.java.net.URI('file:///')\n"
+        "files = spark._jvm.org.apache.hadoop.fs.FileSystem.get(root, spark._jsc.hadoopConfiguration())\n"
+        "print(json.dumps([spark.conf.get(name) for name in names] + [files.getClass().getSimpleName()]))\n"
     )
     settings = {"redaction.regex": "theirs", "sql.shuffle.partitions": "7", "ui.enabled": "false"}
+    settings["hadoop.fs.file.impl"] = "org.apache.hadoop.fs.LocalFileSystem"
     confs = [word for key, value in settings.items() for word in ("--conf", f"spark.{key}={value}")]
     submit = Path(sys.executable).with_name("spark-submit")
     done = subprocess.run(
@@ -79,10 +82,10 @@ def test_a_submitters_settings_hold_and_what_is_to_be_hidden_is_added_up(tmp_pat
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    redaction, partitions, zone = json.loads(done.stdout.splitlines()[-1])
+    redaction, partitions, zone, files = json.loads(done.stdout.splitlines()[-1])
     assert redaction.startswith(_REQUIRED["spark.redaction.regex"])
     assert {"(?:ours)", "(?:theirs)"} <= set(redaction.split("|"))
-    assert (partitions, zone) == ("7", "UTC")
+    assert (partitions, zone, files) == ("7", "UTC", "LocalFileSystem")
 
 
 def test_stderr_of_a_child_goes_to_the_log_file_and_comes_back(

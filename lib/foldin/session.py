@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 
 from foldin.config import Config, conf_dir
 from foldin.kafka import CONNECTOR
+from foldin.local_files import set_permissions_by_java
 from foldin.prerequisites import check_prerequisites
 from foldin.redaction import WORDS
 from foldin.secrets import fill, refers
@@ -71,9 +72,9 @@ _SMALL = (
     "spark.sql.sources.parallelPartitionDiscovery.parallelism",  # VACUUM starts as many tasks
 )
 
-# Hadoop's FileContext starts several processes (chmod, stat) for each file of a log on a local disk, FileSystem one:
-# 50 against 15 ms a file, and a micro-batch writes nine. Neither renames more atomically there than the other; what
-# keeps writers apart on a local disk are the lease and the lock around appends.
+# Hadoop's FileContext starts several processes (chmod, stat) for each file of a log on a local disk, FileSystem none
+# (foldin.local_files): 50 against 2 ms a file, and a micro-batch writes nine. Neither renames more atomically there
+# than the other; what keeps writers apart on a local disk are the lease and the lock around appends.
 _LOCAL_FILES = {
     "spark.delta.logStore.file.impl": "io.delta.storage.LocalLogStore",
     "spark.sql.streaming.checkpointFileManagerClass": (
@@ -136,7 +137,7 @@ def build_session(
     for key, value in settings.items():
         builder = builder.config(key, value)
     if submitted:
-        return builder.config(map=secrets).getOrCreate()
+        return _with_quick_files(builder.config(map=secrets).getOrCreate())
     # Delta's helper writes this setting anew: what the configuration asks for goes through it.
     packages = [name.strip() for name in config.spark.conf.get("spark.jars.packages", "").split(",") if name.strip()]
     if config.ingest.source == "kafka" and CONNECTOR not in packages:
@@ -147,7 +148,13 @@ def build_session(
             # pyspark starts the JVM with all settings on its command line, where `ps` shows them to everybody. So it
             # is started without the secrets, and the session, which is made in it, is told them through the gateway.
             SparkContext._ensure_initialized(conf=SparkConf().setAll(list(builder._options.items())))
-        return builder.config(map=secrets).getOrCreate()
+        return _with_quick_files(builder.config(map=secrets).getOrCreate())
+
+
+def _with_quick_files(spark: SparkSession) -> SparkSession:
+    if is_local(spark.sparkContext.master or ""):
+        set_permissions_by_java(spark)
+    return spark
 
 
 def _also_hidden(asked: Iterable[str | None], secrets: Iterable[str]) -> Iterator[str]:
