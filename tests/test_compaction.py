@@ -153,6 +153,33 @@ def test_a_table_that_has_had_few_commits_since_its_last_merge_waits(tables, mak
     assert files(tables, EVENTS) == 1
 
 
+def test_commits_that_come_while_a_merge_runs_count_for_the_next(tables, make_config, events_frame, monkeypatch):
+    def appended(k: int) -> None:
+        tables.append(events_frame(bought(f"{k}", "u", "i")), EVENTS)
+
+    merges = []
+
+    def slow(*given: object) -> tuple[int, int]:
+        result = compact(*given)
+        if not merges:
+            appended(2)
+            appended(3)
+        merges.append(result)
+        return result
+
+    monkeypatch.setattr("foldin.compaction.compact", slow)
+    with Compactor(tables, (EVENTS,), make_config("tables.compact_every=2").tables) as compactor:
+        process = compactor.after(lambda _batch, batch_id: appended(batch_id))
+        process(None, 0)
+        process(None, 1)
+        wait_until(lambda: merges, 60)
+        later = compactor.after(lambda _batch, _batch_id: None)
+        later(None, 2)
+        later(None, 3)
+    assert merges == [(2, 1), (3, 1)]
+    assert files(tables, EVENTS) == 1
+
+
 def test_a_merge_that_failed_is_tried_again_a_round_later_without_a_commit(
     tables, make_config, events_frame, monkeypatch
 ):

@@ -69,7 +69,7 @@ class Compactor:
         self._tables, self._specs, self._every = tables, tuple(specs), config.compact_every
         self._minutes = config.log_minutes
         self._batches = self.rounds = 0
-        self._merged: dict[str, int] = {}  # version of each table after its last merge
+        self._merged: dict[str, int] = {}  # version of each table up to which it is merged
         self._wake = threading.Event()
         self._ended = False
         self._thread = threading.Thread(target=self._work, name="compaction", daemon=True)
@@ -111,11 +111,13 @@ class Compactor:
     def _look_after(self, spec: TableSpec) -> None:
         started, done = time.monotonic(), []
         with _told(spec, "small files are not merged this time"):
-            merged = self._merged.get(spec.name)
-            if merged is not None and self._tables.version(spec) < merged + self._every:
+            merged, version = self._merged.get(spec.name), self._tables.version(spec)
+            if merged is not None and version < merged + self._every:
                 return
-            done.append("{} small files merged into {}".format(*compact(self._tables, spec)))
-            self._merged[spec.name] = self._tables.version(spec)
+            gone, come = compact(self._tables, spec)
+            done.append(f"{gone} small files merged into {come}")
+            # What the stream has committed meanwhile is for the next merge; the merge's own commit is not.
+            self._merged[spec.name] = version + bool(come)
         with _told(spec, "the log is not trimmed this time"):
             done.append(f"{trim(self._tables, spec, self._minutes)} commits trimmed")
         log.info("%s: %s, %.1f s", spec.name, ", ".join(done) or "nothing done", time.monotonic() - started)
