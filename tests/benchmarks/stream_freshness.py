@@ -12,6 +12,7 @@ import datetime as dt
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ __all__ = ["FreshnessPlan", "measure_freshness"]
 
 _FILES_A_SECOND = 4
 _TIMEOUT = 900.0
+_MERGE = re.compile(r"(?P<at>[\d:]{8}) foldin\.compaction: .* merged into .* (?P<seconds>[\d.]+) s$")
 ROOT = Path(__file__).parents[2]
 
 
@@ -96,6 +98,8 @@ def _measure_group(group: tuple[str, ...], settings: Settings, plan: FreshnessPl
             job.send_signal(signal.SIGTERM)
         codes = {name: job.wait(_TIMEOUT) for name, job in jobs.items()}
     _report(report, plan, np.array(rows), since, until, root, resident)
+    merging = sum(_merging(settings.work / f"{name}.log", since, until) for name in jobs)
+    report.say(f"Small files were being merged for {merging:.0f} s of the {until - since:.0f}.")
     report.say(f"Ended on SIGTERM with {', '.join(f'{code} ({name})' for name, code in codes.items())}.")
     report.say()
 
@@ -237,6 +241,20 @@ def _commits(table: Path, since: float) -> list[Commit]:
         files = tuple(table / unquote(add["path"]) for add in adds if add["dataChange"])
         found.append(Commit(int(file.stem), at, files))
     return found
+
+
+def _merging(log: Path, since: float, until: float) -> float:
+    """Seconds between two moments that a job's merges took, by the lines that it logs at the end of each."""
+    clock = dt.datetime.fromtimestamp(since)
+    total = 0.0
+    for line in log.read_text(errors="replace").splitlines():
+        if found := _MERGE.match(line):
+            at = dt.datetime.combine(clock.date(), dt.time.fromisoformat(found["at"]))
+            end = (at - clock).total_seconds()
+            if end < 0 and clock.hour == 23 and at.hour == 0:
+                end += 86_400
+            total += max(0.0, min(end, until - since) - max(0.0, end - float(found["seconds"])))
+    return total
 
 
 def _report(
