@@ -9,6 +9,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
@@ -132,6 +135,14 @@ def aged(folder: Path, hours: float) -> None:
             if "commitInfo" in line:
                 line["commitInfo"]["timestamp"] -= int(back * 1000)
         file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+        (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
+    for file in (folder / "_delta_log").glob("*.checkpoint*.parquet"):
+        table = pq.read_table(file, partitioning=None)
+        removed = pa.concat_arrays(table["remove"].chunks)
+        parts = dict(zip(removed.type.names, removed.flatten(), strict=True))
+        parts["deletionTimestamp"] = pc.subtract(parts["deletionTimestamp"], int(back * 1000))
+        aged_ones = pa.StructArray.from_arrays([*parts.values()], fields=[*removed.type], mask=removed.is_null())
+        pq.write_table(table.set_column(table.column_names.index("remove"), "remove", aged_ones), file)
         (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
     for file, then in times.items():
         if file.exists():
