@@ -10,6 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from foldin.compaction import Compactor, compact
 from foldin.publishing import Publisher
 from foldin.registry import Registry
@@ -129,27 +131,31 @@ def test_never_means_never(tables, make_config):
     assert compactor.rounds == 0
 
 
-def test_a_table_that_has_had_few_commits_since_its_last_merge_waits(tables, make_config, events_frame):
-    config = make_config("tables.compact_every=2").tables
+@pytest.mark.parametrize(("commits", "files_left"), [(1, 2), (2, 1), (4, 1)])
+def test_a_table_that_has_had_few_commits_since_its_last_merge_waits(
+    tables, make_config, events_frame, commits, files_left
+):
+    config = make_config("tables.compact_every=4").tables
 
     def appended(k: int) -> None:
         tables.append(events_frame(bought(f"{k}", "u", "i")), EVENTS)
 
     with Compactor(tables, (EVENTS,), config) as compactor:
         process = compactor.after(lambda _batch, batch_id: appended(batch_id))
-        process(None, 0)
-        process(None, 1)
+        for k in range(4):
+            process(None, k)
         wait_until(lambda: operations(tables, EVENTS)[0] == "OPTIMIZE", 60)
-        appended(2)
+        for k in range(commits):
+            appended(4 + k)
         later = compactor.after(lambda _batch, _batch_id: None)
-        later(None, 2)
-        later(None, 3)
+        for k in range(4):
+            later(None, 4 + k)
     assert compactor.rounds == 2
-    assert files(tables, EVENTS) == 2
+    assert files(tables, EVENTS) == files_left
     with Compactor(tables, (EVENTS,), config) as compactor:  # a run's first round looks after every table
         later = compactor.after(lambda _batch, _batch_id: None)
-        later(None, 0)
-        later(None, 1)
+        for k in range(4):
+            later(None, k)
     assert files(tables, EVENTS) == 1
 
 

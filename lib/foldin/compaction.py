@@ -56,9 +56,9 @@ def compact(tables: Tables, spec: TableSpec) -> tuple[int, int]:
 class Compactor:
     """Merges small files and trims logs of some tables after every `every` micro-batches, on its own thread (`with`).
 
-    It leaves a table alone that has had fewer than `every` commits since its last merge in this run, so that what is
-    written every few seconds costs no merge a round. What goes wrong in here is logged and tried again a round later;
-    the stream goes on.
+    It leaves a table alone that has had fewer than half of `every` commits since its last merge in this run, so that
+    what is written every few seconds costs no merge a round. (Half: a table whose turn came late in a round had some of
+    the next one's merged then.) What goes wrong in here is logged and tried again a round later; the stream goes on.
 
     Attributes:
         rounds: merges of all tables begun, those skipped because one took too long counted in.
@@ -112,7 +112,7 @@ class Compactor:
         started, done = time.monotonic(), []
         with _told(spec, "small files are not merged this time"):
             merged, version = self._merged.get(spec.name), self._tables.version(spec)
-            if merged is not None and version < merged + self._every:
+            if merged is not None and version < merged + self._every / 2:
                 return
             gone, come = compact(self._tables, spec)
             done.append(f"{gone} small files merged into {come}")
