@@ -32,7 +32,11 @@ _SETTINGS = {
     "spark.databricks.delta.optimize.minFileSize": str(8 << 20),
     "spark.databricks.delta.optimize.maxFileSize": str(64 << 20),
     "spark.databricks.delta.optimize.maxThreads": "1",  # its tasks take turns with those of the micro-batch
+    # Small files are read by many short tasks instead of one that keeps a core for as long as the merge takes.
+    "spark.databricks.delta.optimize.repartition.enabled": "true",
+    "spark.sql.files.maxPartitionBytes": str(64 << 20),  # 16 small files a task: opening one counts as 4 MB
 }
+_POOL = "upkeep"  # conf/fairscheduler.xml
 # Two queries of one process fall due at the same time; both at once would take every core from the micro-batches.
 _TURNS = threading.Lock()
 _JOIN = 60.0  # seconds that the end of a run waits for a merge under way
@@ -97,6 +101,7 @@ class Compactor:
         return counted
 
     def _work(self) -> None:
+        self._tables.spark.sparkContext.setLocalProperty("spark.scheduler.pool", _POOL)  # of this thread
         ended = False
         while not ended:
             self._wake.wait()

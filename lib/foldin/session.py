@@ -121,7 +121,7 @@ def build_session(
     master = config.spark.master if given is None else given.get("spark.master", "local")
     if is_local(master):
         # The defaults, 200, 50 and 10,000, are for clusters: here every small query would start as many tasks.
-        small = dict.fromkeys(_SMALL, str(_local_cores(master))) | _LOCAL_FILES
+        small = dict.fromkeys(_SMALL, str(_local_cores(master))) | _LOCAL_FILES | _pools()
         settings |= {key: value for key, value in small.items() if given is None or not given.contains(key)}
     if not submitted:
         builder = builder.master(master)
@@ -165,6 +165,15 @@ def _also_hidden(asked: Iterable[str | None], secrets: Iterable[str]) -> Iterato
     for key in secrets:
         # Hadoop's settings have a page without the prefix.
         yield rf"^(?:spark\.hadoop\.)?{re.escape(key.removeprefix('spark.hadoop.'))}$"
+
+
+def _pools() -> dict[str, str]:
+    """Tasks that can wait run after the others; not from a zipped package, whose files Spark cannot read."""
+    pools = conf_dir() / "fairscheduler.xml"
+    if not isinstance(pools, Path):
+        return {}
+    # Hadoop takes a path as it is, so its spaces are not written as a URI writes them.
+    return {"spark.scheduler.mode": "FAIR", "spark.scheduler.allocation.file": f"file://{pools}"}
 
 
 def _java_options() -> Iterator[str]:
