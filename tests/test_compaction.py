@@ -111,28 +111,31 @@ def test_tasks_of_a_merge_start_only_where_a_micro_batch_has_none(tables, make_c
     for k in range(40):
         tables.append(events_frame(bought(f"{k}", "u", "i")), EVENTS)
     context = tables.spark.sparkContext._jsc.sc()
-    before = {job.jobId() for job in _listed(context.statusStore().jobsList(None))}
+    before = {stage.stageId() for stage in _merges(tables)}
+
+    def run() -> list[Any]:
+        return [stage for stage in _merges(tables) if stage.stageId() not in before]
+
     with Compactor(tables, (EVENTS,), make_config("tables.compact_every=1").tables) as compactor:
         compactor.after(lambda _batch, _batch_id: None)(None, 0)
     assert files(tables, EVENTS) == 1
-    merges = [
-        job
-        for job in _listed(context.statusStore().jobsList(None))
-        if job.jobId() not in before and "Optimizing" in str(job.description())
-    ]
-    assert merges
-    stages = [context.statusStore().lastStageAttempt(stage) for job in merges for stage in _listed(job.stageIds())]
-    run = [stage for stage in stages if str(stage.status()) == "COMPLETE"]  # a shuffle's reader lists its writer, too
-    assert {stage.schedulingPool() for stage in run} == {"upkeep"}
-    assert max(stage.numTasks() for stage in run) >= 3  # none of them keeps a core for as long as the merge takes
+    # Spark tells of its stages a little later than they end; the one that writes reads a shuffle of the other.
+    wait_until(lambda: len(run()) == 2, 60)
+    assert {stage.schedulingPool() for stage in run()} == {"upkeep"}
+    assert max(stage.numTasks() for stage in run()) >= 3  # none of them keeps a core for as long as the merge takes
     least = {name: context.getPoolForName(name).get().minShare() for name in ("default", "upkeep")}
     assert least["upkeep"] == 0
     assert least["default"] > context.defaultParallelism()  # it is always owed more, so its tasks come first
 
 
-def _listed(sequence: Any) -> list[Any]:
-    """What a sequence of Scala holds."""
-    return [sequence.apply(k) for k in range(sequence.size())]
+def _merges(tables: Tables) -> list[Any]:
+    """Spark's record (StageData) of each stage of merges that has ended."""
+    gateway = tables.spark.sparkContext._gateway
+    assert gateway is not None
+    store = tables.spark.sparkContext._jsc.sc().statusStore()
+    stages = store.stageList(None, False, False, gateway.new_array(gateway.jvm.double, 0), None)
+    every = (stages.apply(k) for k in range(stages.size()))
+    return [s for s in every if str(s.status()) == "COMPLETE" and "Optimizing" in str(s.description())]
 
 
 def test_a_merge_that_fails_is_told_and_the_other_tables_have_theirs(tables, make_config, events_frame, caplog):
