@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
-from py4j.protocol import Py4JNetworkError
-
 from foldin.redaction import hide
 
 __all__ = [
@@ -116,7 +114,8 @@ def reason_of(error: BaseException) -> str:
 
     Without the secrets in use, since it goes into logs and tables.
     """
-    if isinstance(error, (ConnectionError, Py4JNetworkError)):
+    # By its name: readers without Spark, who have no py4j, import this module.
+    if isinstance(error, ConnectionError) or "Py4JNetworkError" in {kind.__name__ for kind in type(error).__mro__}:
         return "Spark's JVM is gone: it was killed, or this machine had no memory left for it (spark.driver.memory)"
     text = str(error)
     # The innermost error class is the cause; these two only say that a query failed.
