@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -326,3 +328,8 @@ def test_no_refusal_repeats_a_secret(key: str, secret: str, form: str) -> None:
         with pytest.raises(ConfigError) as raised:
             load_config(sets=[text])
         assert secret not in str(raised.value)
+
+
+def test_the_module_of_errors_needs_no_spark() -> None:
+    code = "import sys, foldin.errors; print([name for name in sys.modules if name.startswith(('py4j', 'pyspark'))])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
