@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from py4j.protocol import Py4JNetworkError
 
 from foldin import redaction, secrets
 from foldin.cli import setup_logging
@@ -330,6 +331,8 @@ def test_no_refusal_repeats_a_secret(key: str, secret: str, form: str) -> None:
         assert secret not in str(raised.value)
 
 
-def test_the_module_of_errors_needs_no_spark() -> None:
+def test_a_jvm_that_is_gone_is_named_by_a_module_that_needs_no_spark() -> None:
+    for error in (Py4JNetworkError("Answer from Java side is empty"), ConnectionRefusedError(111, "refused")):
+        assert reason_of(error).startswith("Spark's JVM is gone")
     code = "import sys, foldin.errors; print([name for name in sys.modules if name.startswith(('py4j', 'pyspark'))])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
