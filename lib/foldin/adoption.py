@@ -49,11 +49,8 @@ class Adopted:
 
 def last_adopted(checkpoint: Checkpoint) -> Adopted | None:
     """What the stream of this checkpoint brought into force last, outside its batches."""
-    text = checkpoint.read(_FILE)
-    if text is None:
-        return None
-    data = checkpoint.parsed(_FILE, text)
-    return Adopted(data["model_version"], Position(*data["position"]))
+    data = checkpoint.read_object(_FILE)
+    return Adopted(data["model_version"], Position(*data["position"])) if data is not None else None
 
 
 def bring_into_force(

@@ -49,9 +49,9 @@ class Checkpoint:
 
     def query_id(self) -> str:
         """The id that Spark gave the query with its checkpoint: new with every new checkpoint."""
-        text = self.read("metadata")
-        assert text is not None  # Spark writes it before the first batch
-        return str(self.parsed("metadata", text)["id"])
+        metadata = self.read_object("metadata")
+        assert metadata is not None  # Spark writes it before the first batch
+        return str(metadata["id"])
 
     def delta_offset(self, batch_id: int) -> Offset | None:
         """The end offset of a batch over one Delta source, or None where there is no such batch.
@@ -96,19 +96,27 @@ class Checkpoint:
         Raises:
             StateMismatchError: names the setting, both values and how to rebuild.
         """
-        text = self.read(FINGERPRINT)
-        if text is None:
+        born = self.read_object(FINGERPRINT)
+        if born is None:
             if not self.is_new():
                 raise StateMismatchError(f"{self.path} has no {FINGERPRINT}: not a checkpoint of foldin. {rebuild}")
             self.write(FINGERPRINT, json.dumps(settings, sort_keys=True))
             return
-        born = self.parsed(FINGERPRINT, text)
         for key in sorted(settings.keys() | born.keys()):
             if settings.get(key) != born.get(key):
                 raise StateMismatchError(
                     f"{key} is {settings.get(key)!r}, but the state in {self.path} was built with {born.get(key)!r}. "
                     f"Set it back, or: {rebuild}"
                 )
+
+    def read_object(self, name: str) -> dict[str, Any] | None:
+        """The JSON object that a file holds, or None where there is no such file.
+
+        Raises:
+            StateMismatchError: it holds none.
+        """
+        text = self.read(name)
+        return self.parsed(name, text) if text is not None else None
 
     def parsed(self, name: str, text: str) -> dict[str, Any]:
         """The JSON object of a file whose text was read.

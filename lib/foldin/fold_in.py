@@ -200,8 +200,7 @@ class FoldIn:
         return pin["model_version"], attempt
 
     def _read_pin(self, batch_id: int) -> dict[str, Any] | None:
-        text = self.checkpoint.read(_pin_file(batch_id))
-        return self.checkpoint.parsed(_pin_file(batch_id), text) if text is not None else None
+        return self.checkpoint.read_object(_pin_file(batch_id))
 
     def _published(self, version: str, *, rebuilt: bool) -> Position:
         """Up to where every user's factors and list under this version are in the tables already."""

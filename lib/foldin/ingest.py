@@ -189,12 +189,10 @@ class Ingest:
     def _states(self) -> dict[str, int]:
         """Up to which version the state knows each table: after the last batch if that is done, else before it."""
         begun = max(map(int, self.checkpoint.list(_ADMISSION)), default=None)
-        name = f"{_ADMISSION}/{begun}"
-        text = self.checkpoint.read(name) if begun is not None else None
-        if text is None:
+        known = self.checkpoint.read_object(f"{_ADMISSION}/{begun}") if begun is not None else None
+        if known is None:
             return {}
         done = self.checkpoint.read(f"commits/{begun}") is not None
-        known = self.checkpoint.parsed(name, text)
         return {table: after if done else before for table, (before, after) in known.items()}
 
     def _process(self, batch: DataFrame, batch_id: int) -> None:

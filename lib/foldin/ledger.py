@@ -79,9 +79,8 @@ class Ledger:
             FoldinError: the table cannot be written.
         """
         for name in self._checkpoint.list(_FOLDER):
-            text = self._checkpoint.read(f"{_FOLDER}/{name}")
-            assert text is not None
-            data = self._checkpoint.parsed(f"{_FOLDER}/{name}", text)
+            data = self._checkpoint.read_object(f"{_FOLDER}/{name}")
+            assert data is not None
             self._waiting[int(name)] = Account(data["rows_in"], data["events"], Counter(data["quarantined"]))
         self._flush()
 

@@ -209,9 +209,8 @@ def _pinned(tables: Tables) -> set[str]:
     """The version of the stream's last batch: its replay, after a crash, folds under that one."""
     checkpoint = Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in"))
     last = max((int(name) for name in checkpoint.list("pins") if name.isdigit()), default=None)
-    text = checkpoint.read(f"pins/{last}") if last is not None else None
-    version = checkpoint.parsed(f"pins/{last}", text)["model_version"] if text is not None else None
-    return {version} if version else set()
+    pin = checkpoint.read_object(f"pins/{last}") if last is not None else None
+    return {pin["model_version"]} if pin is not None and pin["model_version"] else set()
 
 
 def _quoted(text: str) -> str:

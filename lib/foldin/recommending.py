@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
 
 import foldin
 from foldin.commits import CommitLog
@@ -43,7 +42,7 @@ def recommend_all(tables: Tables, config: Config, *, force: bool = False) -> int
         version, until = publisher.registry.active_version(), tables.version(EVENTS)
         changed = _last_change(tables, until)
         work = {"model": version, "events_version": changed, "top_n": top_n, "foldin": foldin.__version__}
-        if not force and _parsed(lease, lease.checkpoint.read(_DONE)) == work:
+        if not force and lease.checkpoint.read_object(_DONE) == work:
             log.info("the lists of model %s at version %d of events are there", version, changed)
             return None
         users = publisher.histories_at(publisher.model(version), until)
@@ -63,7 +62,3 @@ def _last_change(tables: Tables, until: int) -> int:
     while (commit := commits.commit(version)) is not None and not (commit.files or commit.changes):
         version -= 1
     return version
-
-
-def _parsed(lease: Lease, text: str | None) -> dict[str, Any] | None:
-    return lease.checkpoint.parsed(_DONE, text) if text is not None else None

@@ -175,17 +175,15 @@ def _unread(query: Checkpoint) -> list[int]:
 def _pinned(query: Checkpoint, spec: TableSpec) -> list[int]:
     """Where a replayed batch of fold_in looks for what its first attempt has appended."""
     last = max((int(name) for name in query.list("pins") if name.isdigit()), default=None)
-    text = query.read(f"pins/{last}") if last is not None else None
-    since = query.parsed(f"pins/{last}", text)["since"] if text is not None else {}
-    return [int(since[spec.name])] if spec.name in since else []
+    pin = query.read_object(f"pins/{last}") if last is not None else None
+    return [int(pin["since"][spec.name])] if pin is not None and spec.name in pin["since"] else []
 
 
 def _unlearnt(query: Checkpoint, spec: TableSpec, newest: int | None) -> list[int]:
     """Of an ingest query: the commits whose ids it has not learnt yet, its own of a batch under way among them."""
     last = max((int(name) for name in query.list("admission") if name.isdigit()), default=None)
-    text = query.read(f"admission/{last}") if last is not None else None
-    states = query.parsed(f"admission/{last}", text) if text is not None else {}
-    if spec.name not in states:
+    states = query.read_object(f"admission/{last}") if last is not None else None
+    if states is None or spec.name not in states:
         return []
     before, after = states[spec.name]
     if query.read(f"commits/{last}") is None:

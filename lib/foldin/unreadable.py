@@ -66,8 +66,7 @@ class BatchFiles:
             skipping: Spark skips what it cannot read; otherwise it has read whatever was still there.
         """
         name = f"{_FOLDER}/{batch_id}"
-        told = self.checkpoint.read(name)
-        found: dict[str, str] = self.checkpoint.parsed(name, told) if told is not None else {}
+        found: dict[str, str] = self.checkpoint.read_object(name) or {}
         planned, listed = self._planned(batch_id), self._listed(query)
         found |= {file: _GONE for file in planned if _plain(file) not in listed and file not in found}
         if skipping:

@@ -60,7 +60,7 @@ def main() -> int:
             whole.lines += part.lines
             whole.values |= part.values
             _write(whole)
-    _aims(whole, options.sizes)
+    _aims(whole, options.sizes, options.items)
     _write(whole)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
@@ -182,7 +182,7 @@ def _child(section: Callable[..., None], settings: Settings, options: argparse.N
     sys.exit(code)
 
 
-def _aims(whole: Report, sizes: tuple[int, ...]) -> None:
+def _aims(whole: Report, sizes: tuple[int, ...], items: int) -> None:
     """Put the values beside the aims; other sizes than those of the aims stand in for them."""
     values, found = whole.values, {}
 
@@ -204,8 +204,8 @@ def _aims(whole: Report, sizes: tuple[int, ...]) -> None:
     put("rate_lists", f"rate lists {middle}")
     for key in ("fresh_p50", "fresh_p95", "slope"):
         put(key, key)
-    users = {"small": small, "middle": middle, "large": large, "most": most}
-    aims_table(whole, found, **{name: f"{number:,}" for name, number in users.items()})
+    numbers = {"small": small, "middle": middle, "large": large, "most": most, "items": items}
+    aims_table(whole, found, **{name: f"{number:,}" for name, number in numbers.items()})
 
 
 def _write(report: Report) -> None:

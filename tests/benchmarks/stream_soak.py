@@ -20,6 +20,8 @@ __all__ = ["SoakPlan", "measure_soak"]
 
 _EVENTS = 100
 _WARM_UP = 20
+_BLOCK = 20
+"""Micro-batches a point of the line that the slope is of."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,16 @@ def measure_soak(spark: SparkSession, settings: Settings, plan: SoakPlan, report
          ["p90 s", *(f"{quantile(part, 0.9):.2f}" for part in parts)],
          ["max s", *(f"{max(part):.2f}" for part in parts)]],
     )  # fmt: skip
-    fitted, low, high = (value * plan.batches for value in slope(seconds, block=20, seed=settings.seed))
-    whole = median(seconds)
-    report.values |= {"slope": low / whole, "slope_fitted": fitted / whole, "slope_high": high / whole}
-    report.say(
-        f"Growth over the whole run: {fitted:+.3f} s a micro-batch (95% interval {low:+.3f} to {high:+.3f}), that is "
-        f"{fitted / whole:+.1%} ({low / whole:+.1%} to {high / whole:+.1%}) of the median {whole:.2f} s."
-    )
+    if plan.batches < 3 * _BLOCK:
+        report.say(f"No slope: it takes {3 * _BLOCK} micro-batches (--batches) for three medians of {_BLOCK}.")
+    else:
+        fitted, low, high = (value * plan.batches for value in slope(seconds, block=_BLOCK, seed=settings.seed))
+        whole = median(seconds)
+        report.values |= {"slope": low / whole, "slope_fitted": fitted / whole, "slope_high": high / whole}
+        report.say(
+            f"Growth over the whole run: {fitted:+.3f} s a micro-batch (95% interval {low:+.3f} to {high:+.3f}), that "
+            f"is {fitted / whole:+.1%} ({low / whole:+.1%} to {high / whole:+.1%}) of the median {whole:.2f} s."
+        )
     report.say()
     names = sorted(set().union(*counts.values()), key=list(counts[plan.batches]).index)
     rows = [[name, *(counts[at].get(name, "") for at in counts)] for name in names]
