@@ -16,7 +16,7 @@ MARKERS = not ($(SLOW))
 DATA ?=
 SIZE ?=
 ARGS ?=
-KILLS ?= 4
+KILLS ?= 30
 SEED ?=
 
 .PHONY: help setup setup-bench setup-outside demo test test-lifecycle test-data test-evaluation evaluate chaos cluster-test kafka storage readers airflow notebooks check audit format lock bench bench-kernel bench-top-n bench-stream package clean distclean
@@ -55,7 +55,7 @@ test-evaluation: setup ## Run the tests of the evaluation that train models
 evaluate: setup ## Replay a generated log (SIZE=...) or a real one (DATA=folder), write report/; ARGS="--help"
 	@$(PY) jobs/evaluate.py $(if $(DATA),--data "$(DATA)",--generated "$(or $(SIZE),small)") $(ARGS)
 
-chaos: setup ## Kill running jobs at random and on purpose, damage their files (KILLS=30 for longer, SEED=...)
+chaos: setup ## Kill running jobs at random and on purpose, damage their files (KILLS=8 for the quick half, SEED=...)
 	@KILLS="$(KILLS)" SEED="$(SEED)" $(PY) -m pytest -p no:hypothesispytest -m chaos tests/chaos tests/test_fuzz_ingest.py $(ARGS)
 
 cluster-test: package ## Submit every job to a standalone cluster of three processes, and lose its machines

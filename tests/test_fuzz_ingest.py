@@ -109,11 +109,13 @@ def check(spark: SparkSession, root: Path, kind: str, files: list[bytes], packed
         assert wanted <= events.keys()
 
 
-def fuzz(examples: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def fuzz(examples: int, *, explore: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`explore`: other examples each time; Hypothesis prints what failed and how to try it again."""
     bounds = settings(
         max_examples=examples,
         deadline=None,
-        derandomize=True,
+        derandomize=not explore,
+        print_blob=explore,
         suppress_health_check=list(HealthCheck),
         database=None,
     )
@@ -133,7 +135,7 @@ def test_any_lines_are_accounted_for(
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", BEYOND_DOUBT)
-@fuzz(40)
+@fuzz(40, explore=True)
 def test_many_more_lines_are_accounted_for(
     spark: SparkSession, empty_root: Path, kind: str, files: list[tuple[bytes, bool]]
 ) -> None:

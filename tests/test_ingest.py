@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -16,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import DataFrame, SparkSession
 
+from foldin import admission
 from foldin.config import Config, load_config
-from foldin.errors import AccountingError, ConfigError, FoldinError
+from foldin.errors import AccountingError, ConfigError, FoldinError, StateMismatchError
 from foldin.ingest import Account, Ingest
 from foldin.mapping import Mapping, contract, load_settings
 from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE, TableSpec
@@ -237,6 +239,48 @@ def test_a_batch_that_broke_off_between_its_writes_is_finished_by_the_next_run(f
     assert numbers(ingest(fresh, config)) == (3, 1, 1, 1)
     assert contents(fresh) == (["a"], ["broken"])
     assert_log_adds_up(fresh, 3, 1, 1, 1)
+
+
+@pytest.mark.parametrize("leap", [False, True], ids=["by the log", "by all ids"])
+def test_a_checkpoint_that_is_older_than_the_tables_is_refused(
+    fresh: Tables, config: Config, monkeypatch: pytest.MonkeyPatch, leap: bool
+) -> None:
+    """Its next batch would pass for the one of that number that was done, and lose its rows."""
+    land(config, "0.json", event("0"))
+    ingest(fresh, config)
+    shutil.copytree(checkpoint(config), checkpoint(config).with_name("backup"))
+    land(config, "1.json", event("1"))
+    ingest(fresh, config)
+    shutil.rmtree(checkpoint(config))
+    checkpoint(config).with_name("backup").rename(checkpoint(config))
+    land(config, "2.json", event("2"))
+    if leap:
+        monkeypatch.setattr(admission, "_COMMITS_TO_READ", 0)
+    with pytest.raises(StateMismatchError) as refused:
+        ingest(fresh, config)
+    assert "ends with batch 0, but events has rows of its batch 1" in str(refused.value)
+    assert f"Delete {checkpoint(config)} and start again" in str(refused.value)
+    assert contents(fresh)[0] == ["0", "1"]
+    shutil.rmtree(checkpoint(config))
+    assert numbers(ingest(fresh, config)) == (3, 1, 0, 2)
+    assert contents(fresh)[0] == ["0", "1", "2"]
+
+
+def test_a_stop_while_it_learns_what_others_wrote_begins_no_batch_and_ends_in_order(
+    fresh: Tables, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    land(config, "0.json", event("0"))
+    opened = Ingest._open
+
+    def interrupted(query: Ingest) -> None:
+        opened(query)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ingest, "_open", interrupted)
+        assert numbers(ingest(fresh, config)) == (0, 0, 0, 0)
+    assert contents(fresh) == ([], [])
+    assert numbers(ingest(fresh, config)) == (1, 1, 0, 0)
 
 
 def test_an_empty_landing_folder_is_no_error_and_what_lands_later_is_ingested(fresh: Tables, config: Config) -> None:

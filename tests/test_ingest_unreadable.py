@@ -6,6 +6,7 @@ import gzip
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from foldin.ledger import Account
 from foldin.mapping import contract
 from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE, TableSpec
 from foldin.tables import Tables, Transaction
+from foldin.unreadable import BatchFiles
 from landing import event, land
 from test_ingest import _FailsOnce, numbers
 from world import wait_until
@@ -133,4 +135,50 @@ def test_parquet_files_that_are_cut_short_or_of_other_types_are_quarantined_and_
     assert details.keys() == {"3%20types.parquet", "4%20cut.parquet"}  # in an empty file there is nothing to lose
     assert "not a Parquet file" in details["4%20cut.parquet"]
     assert numbers(account) == (4, 2, 2, 0)
+    assert_exact(tables)
+
+
+def test_a_file_that_is_whole_again_when_it_is_looked_at_is_read_in_earnest_again(
+    tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spark has skipped what it could not read, and by now nothing shows what: those rows would be lost."""
+    whole = gzip.compress("\n".join(event(f"e{n}") for n in range(500)).encode())
+    file = Path(config.ingest.landing) / "hiccup.json.gz"
+    file.write_bytes(whole[: len(whole) // 2])
+    look, looks = BatchFiles.unreadable, []
+
+    def mended_before(files: BatchFiles, *given: Any, skipping: bool) -> dict[str, str]:
+        if skipping:
+            looks.append(skipping)
+            file.write_bytes(whole)
+        return look(files, *given, skipping=skipping)
+
+    monkeypatch.setattr(BatchFiles, "unreadable", mended_before)
+    assert numbers(ingest(tables, config)) == (500, 500, 0, 0)
+    assert looks == [True]
+    assert_exact(tables)
+
+
+def test_a_file_that_is_never_whole_when_it_is_read_and_always_when_it_is_looked_at_ends_the_job(
+    tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = gzip.compress("\n".join(event(f"e{n}") for n in range(500)).encode())
+    file = Path(config.ingest.landing) / "hiccup.json.gz"
+    file.write_bytes(whole[: len(whole) // 2])
+    look = BatchFiles.unreadable
+
+    def mended_meanwhile(files: BatchFiles, *given: Any, skipping: bool) -> dict[str, str]:
+        file.write_bytes(whole)
+        try:
+            return look(files, *given, skipping=skipping)
+        finally:
+            file.write_bytes(whole[: len(whole) // 2])
+
+    with monkeypatch.context() as unlucky:
+        unlucky.setattr(BatchFiles, "unreadable", mended_meanwhile)
+        with pytest.raises(FoldinError, match="hiccup"):
+            ingest(tables, config)
+    assert ids(tables) == []
+    file.write_bytes(whole)
+    assert numbers(ingest(tables, config)) == (500, 500, 0, 0)
     assert_exact(tables)

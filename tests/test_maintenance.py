@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import tarfile
@@ -24,7 +25,7 @@ from foldin.lineage import lineage
 from foldin.maintenance import look_after, maintain, retention_hours
 from foldin.publishing import Publisher
 from foldin.registry import PromotionConflictError, Registry
-from foldin.schemas import EVENTS, ITEM_FACTORS, MODELS, RECOMMENDATIONS, TABLES, USER_FACTORS, Position
+from foldin.schemas import EVENTS, ITEM_FACTORS, METRICS, MODELS, RECOMMENDATIONS, TABLES, USER_FACTORS, Position
 from foldin.tables import Tables
 from foldin.training import train
 from world import ITEMS, bought, fold_once, latest_lists
@@ -34,6 +35,17 @@ pytestmark = pytest.mark.lifecycle
 
 def versions_in(tables, spec) -> set[str]:
     return {row[0] for row in tables.read(spec).select("model_version").distinct().collect()}
+
+
+def test_metrics_of_long_ago_go(world, make_config):
+    today = dt.datetime.now(dt.UTC)
+    rows = [
+        {"query": "q", "batch_id": n, "at": at, "metrics_date": at.date()}
+        for n, at in enumerate(today - dt.timedelta(days=days) for days in (30, 8, 6, 0))
+    ]
+    world.append(world.spark.createDataFrame(rows, METRICS.schema).coalesce(1), METRICS)
+    maintain(world, make_config("maintain.metrics_days=7"))
+    assert sorted(row["batch_id"] for row in world.read(METRICS).collect()) == [2, 3]
 
 
 def test_old_models_are_retired_whole_and_the_others_serve_as_before(folded, make_config, events_frame):

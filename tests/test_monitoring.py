@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 
@@ -118,7 +119,29 @@ def test_an_ingest_run_counts_its_source_s_rows_and_not_those_it_is_primed_with(
     assert (found["rows"], found["users"]) == (3, None)
     assert found["state_rows"] >= 3
     assert 0 <= found["freshness_p50"] <= found["freshness_p99"] < time.time() - landed + 1
-    assert found["lag_seconds"] is None  # a folder does not tell what waits in it
+    assert (found["lag_seconds"], found["lag_files"], found["lag_bytes"]) == (0.0, 0, 0)
+
+
+def test_files_that_wait_in_the_folder_are_lag_from_when_they_were_first_seen_to_wait(tables, make_config, tmp_path):
+    config = make_config("ingest.max_files_per_trigger=1", "metrics.flush_seconds=0.001", "ingest.files=*.json")
+    row = {"user_id": "u", "item_id": "i", "event_type": "view", "event_time": "2024-05-01"}
+    for n in range(12):  # past the log's first compact entry
+        file = tmp_path / "landing" / f"a file, {n:02}.json"
+        file.write_text(json.dumps(row | {"event_id": f"{n:02}"}))
+        os.utime(file, (n, n))  # of 1970
+    (tmp_path / "landing" / "of another kind").write_text("")
+    began = time.time()
+    Ingest(tables, config, contract(config)).run(once=True)
+    found = [(row["lag_files"], row["lag_bytes"], row["lag_seconds"]) for row in metrics_of(tables, "ingest")]
+    assert [files for files, _, _ in found] == list(range(11, -1, -1))
+    size = file.stat().st_size
+    assert [waiting for _, waiting, _ in found] == [files * size for files, _, _ in found]
+    assert all(0 < lag < time.time() - began for _, _, lag in found[1:-1])  # the first look may be at its very moment
+    assert found[-1] == (0, 0, 0.0)
+    # A new run goes by the log that it finds.
+    (tmp_path / "landing" / "later.json").write_text(json.dumps(row | {"event_id": "later"}))
+    Ingest(tables, config, contract(config)).run(once=True)
+    assert metrics_of(tables, "ingest")[-1]["lag_files"] == 0
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])

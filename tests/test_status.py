@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
+import shutil
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -11,10 +13,13 @@ import pytest
 
 from foldin import status
 from foldin.__main__ import main
-from foldin.config import conf_dir
+from foldin.config import Config, conf_dir
+from foldin.ingest import Ingest
+from foldin.mapping import contract
 from foldin.schemas import EVENTS, INGEST_LOG, METRICS, MODELS
 from foldin.screen import render
 from foldin.status import freshness_of, health
+from landing import event, land
 from world import bought, fold_once
 
 
@@ -78,7 +83,7 @@ def test_a_stream_shows_its_last_batch_and_what_waits_even_when_it_is_dead(
     world, make_config, events_frame, capsys, monkeypatch
 ):
     config = make_config("alarm.lag_seconds=3600")
-    world.append(world.spark.createDataFrame([("q", 0, 100, 97, 2, 1, None)], INGEST_LOG.schema), INGEST_LOG)
+    world.append(world.spark.createDataFrame([("q", 0, 98, 97, 0, 1, None)], INGEST_LOG.schema), INGEST_LOG)
     fold_once(world, config)
     world.append(events_frame(bought("a", "u1", "i0"), bought("b", "new", "i1")), EVENTS)
     fold_once(world, config)
@@ -91,7 +96,7 @@ def test_a_stream_shows_its_last_batch_and_what_waits_even_when_it_is_dead(
     assert stream.rows_per_second == pytest.approx(99 / sum(row["seconds"] for row in world.read(METRICS).collect()))
     assert (found.exit_code, found.problems) == (0, ())
     assert found.account.adds_up
-    assert (found.account.events_apart, found.account.quarantine_apart) == (2, -2)
+    assert (found.account.events_apart, found.account.quarantine_apart) == (2, 0)
 
     fresh = health(world, make_config("alarm.freshness_seconds=0.001"))
     assert fresh.exit_code == 9
@@ -109,8 +114,51 @@ def test_a_stream_shows_its_last_batch_and_what_waits_even_when_it_is_dead(
     world.append(world.spark.createDataFrame([("q", 1, 5, 1, 1, 1, None)], INGEST_LOG.schema), INGEST_LOG)
     lost = health(world, make_config("alarm.lag_seconds=0.001"))
     assert lost.exit_code == 5  # weighs more than an alarm
-    assert (5, "ingest_log: 105 rows in are not 98 events + 3 quarantined + 2 duplicates") in lost.problems
+    assert (5, "ingest_log: 103 rows in are not 98 events + 1 quarantined + 2 duplicates") in lost.problems
+    missing = "quarantine has 1 rows fewer than ingest_log says: they are lost, or somebody deleted them"
+    assert (5, missing) in lost.problems
     lines = render(late).splitlines()
     assert max(len(line) for line in lines) <= 100
     assert any(line.startswith("! fold_in: lag_seconds = ") for line in lines)
     assert "files that wait: 1" in render(late)
+
+
+def test_rows_that_are_gone_are_a_problem_until_the_log_says_that_they_were_erased(world, make_config):
+    world.append(world.spark.createDataFrame([("q", 0, 98, 97, 0, 1, None)], INGEST_LOG.schema), INGEST_LOG)
+    config = make_config()
+    assert health(world, config).exit_code == 0
+    gone = world.read(EVENTS).where("user_id = 'u1'").count()
+    assert gone
+    world.spark.sql(f"delete from {world.name(EVENTS)} where user_id = 'u1'")
+    found = health(world, config)
+    text = f"events has {gone} rows fewer than ingest_log says: they are lost, or somebody deleted them"
+    assert (found.exit_code, found.problems) == (5, ((5, text),))
+    assert f"! {text}" in render(found)
+    # As README says.
+    world.spark.sql(
+        f"insert into {world.name(INGEST_LOG)} values ('erased', 0, -{gone}, -{gone}, 0, 0, current_timestamp())"
+    )
+    assert health(world, config).exit_code == 0
+
+
+def test_files_that_no_job_takes_in_are_shown_and_break_the_limit_of_lag(world, make_config, tmp_path):
+    config = make_config("ingest.files=*.json", "alarm.lag_seconds=3600")
+    job = Ingest(world, config, contract(config))
+    land(config, "1.json", event("1"))
+    job.run(once=True)
+
+    def stream(config: Config = config) -> tuple[int | None, float | None, int]:
+        found = health(world, config)
+        (ours,) = (stream for stream in found.streams if stream.query == "ingest")
+        return ours.waiting_files, ours.lag_seconds, found.exit_code
+
+    assert stream() == (0, 0.0, 0)
+    old = land(config, "2.json", event("2"))
+    land(config, "none of ours.txt", "")
+    os.utime(old, (0, 0))
+    files, lag, code = stream()
+    assert (files, code) == (1, 0)
+    assert 0 < lag < 3600  # since the last batch at the earliest, whatever the file says of itself
+    assert stream(make_config("ingest.files=*.json", "alarm.lag_seconds=0.001"))[2] == 9
+    shutil.rmtree(tmp_path / "landing")
+    assert stream()[0] is None

@@ -141,6 +141,15 @@ def test_a_stop_finishes_the_batch_begins_no_other_and_the_next_run_goes_on(
     assert done == ["0", "1", "2", "3"]
 
 
+def test_a_stop_that_is_asked_for_before_the_start_begins_no_batch(files: DataFrame, checkpoint: Checkpoint) -> None:
+    stop, done = GracefulStop(), []
+    stop.ask()
+    run(files.writeStream, lambda *given: done.append(given), checkpoint=checkpoint, name="early", once=False,
+        trigger_seconds=1e-5, stop=stop)  # fmt: skip
+    assert done == []
+    assert checkpoint.is_new()
+
+
 def test_a_stop_ends_a_query_that_waits_for_data(files: DataFrame, checkpoint: Checkpoint) -> None:
     stop, done = GracefulStop(), []
 

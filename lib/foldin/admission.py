@@ -27,7 +27,7 @@ from pyspark.sql import functions as F
 
 from foldin.checkpoints import Checkpoint
 from foldin.commits import Commit, CommitLog
-from foldin.errors import FoldinError
+from foldin.errors import FoldinError, StateMismatchError
 from foldin.schemas import EVENTS, TableSpec
 from foldin.tables import Tables, Transaction
 
@@ -74,6 +74,8 @@ class Admission:
         self._state = self._checked = _NOTHING
         self._number = -1
         self._own: tuple[int, Counter[str]] | None = None
+        self._planned: int | None = None
+        """While the door opens: the last batch of the checkpoint."""
         self._leapt = False
         self._foreign: list[_Foreign] = []
         self._handed_on = 0
@@ -95,13 +97,19 @@ class Admission:
             return self._checked
         return self._state if left[0].bundle else max(self._state, left[0].version - 1)
 
-    def open(self, state: int) -> None:
+    def open(self, state: int, planned: int) -> None:
         """Before the query starts: learn what others wrote since, and hand it on.
 
         Args:
             state: what `state` was after the last batch that is done, or earlier; -1 for a new checkpoint.
+            planned: the last batch of the checkpoint; -1 for a new one.
+
+        Raises:
+            StateMismatchError: the query has committed a later batch: its checkpoint comes from a backup, and would
+                give the numbers of batches that were done to other rows.
         """
         self._state = self._checked = state
+        self._planned = planned
         head, self._number = self._log.head(_APP)
         if state == _NOTHING or head - state > _COMMITS_TO_READ:
             self._leap()
@@ -110,6 +118,10 @@ class Admission:
             if self._checked < head:
                 self._leap()
         self._leapt &= bool(self._own_id())  # a new checkpoint has no commit to look for
+        if self._leapt:
+            for label in self._own_labels():
+                self._refuse_beyond(int(json.loads(label)["batch"]))
+        self._planned = None
         self._hand_on()
 
     def look(self) -> None:
@@ -192,9 +204,20 @@ class Admission:
         self._number = commit.transactions.get(_APP, self._number)
         label = json.loads(commit.metadata) if commit.metadata.startswith(_LABEL) else {}
         if label and label[_APP] == self._own_id():
+            self._refuse_beyond(int(label["batch"]))
             self._own = (int(label["batch"]), Counter(label["rows"]))
         elif commit.files:
             self._foreign.append(_Foreign(commit.version, tuple(file.uri for file in commit.files), commit.bytes))
+
+    def _refuse_beyond(self, batch_id: int) -> None:
+        if self._planned is None or batch_id <= self._planned:
+            return
+        folder = self._checkpoint.path
+        raise StateMismatchError(
+            f"{folder} ends with batch {self._planned}, but {self.spec.name} has rows of its batch {batch_id}: it is "
+            f"older than the table (restored from a backup, or damaged). Delete {folder} and start again: known ids "
+            "are read from the tables"
+        )
 
     def _label(self, batch_id: int, counts: Counter[str]) -> str:
         return json.dumps({_APP: self._own_id(), "batch": batch_id, "rows": counts})
@@ -217,13 +240,17 @@ class Admission:
     def _admitted(self, batch_id: int) -> Counter[str] | None:
         """What the batch appended in an earlier attempt; None if it did not."""
         if self._leapt:  # over a commit of our own, perhaps
-            history = DeltaTable.forPath(self._spark, self._tables.location(self.spec)).history()
-            start = self._label(batch_id, Counter()).partition(', "rows"')[0]
-            row = history.where(F.startswith("userMetadata", F.lit(f"{start},"))).select("userMetadata").first()
-            if row is not None:
-                self._own = (batch_id, Counter(json.loads(row["userMetadata"])["rows"]))
+            for label in self._own_labels(batch_id):
+                self._own = (batch_id, Counter(json.loads(label)["rows"]))
             self._leapt = False
         return self._own[1] if self._own is not None and self._own[0] == batch_id else None
+
+    def _own_labels(self, batch_id: int | None = None) -> list[str]:
+        """The labels of the query's own commits (of one batch), as far as the table's log goes back."""
+        history = DeltaTable.forPath(self._spark, self._tables.location(self.spec)).history()
+        start = json.dumps({_APP: self._own_id()} | ({"batch": batch_id} if batch_id is not None else {}))
+        mine = history.where(F.startswith("userMetadata", F.lit(f"{start[:-1]},")))
+        return [str(row["userMetadata"]) for row in mine.select("userMetadata").collect()]
 
     def _known(self) -> DataFrame | None:
         """The ids that the state did not have before this batch, as `record_id`; None for none."""

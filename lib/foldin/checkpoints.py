@@ -223,6 +223,10 @@ class Checkpoint:
         names = [str(status.getPath().getName()) for status in fs.listStatus(path)]
         return [found for found in names if not found.startswith(".")]
 
+    def newest(self, folder: str) -> int:
+        """The highest number among the names in a folder of batches; -1 for none."""
+        return max((int(name) for name in self.list(folder) if name.isdigit()), default=-1)
+
     def modified(self, name: str) -> float:
         """When a file was written, seconds since the epoch."""
         fs, path = self._resolve(name)

@@ -249,6 +249,8 @@ class SearchConfig(Section):
 class MaintainConfig(Section):
     keep_models: int = Field(ge=1)
     """Versions that served last and are kept, the active one among them: what one can go back to."""
+    metrics_days: int = Field(ge=1, le=36_500)
+    """Days for which a row of `metrics` is kept."""
 
 
 class SparkConfig(Section):

@@ -58,11 +58,12 @@ class FoldIn:
             LeaseError: another process runs this query.
             StateMismatchError: the checkpoint was born under other settings.
         """
-        with Lease(self.checkpoint, self.config.fold_in.lease_seconds) as self._lease:
+        stop = stop or GracefulStop()
+        with stop.at_signals(), Lease(self.checkpoint, self.config.fold_in.lease_seconds) as self._lease:
             self._run(once=once, stop=stop)
         return self.users
 
-    def _run(self, *, once: bool, stop: GracefulStop | None) -> None:
+    def _run(self, *, once: bool, stop: GracefulStop) -> None:
         settings = self.config
         types = tuple(settings.events.weights)
         bound = settings.history.max_events_per_user
@@ -82,7 +83,6 @@ class FoldIn:
             maxFilesPerTrigger=settings.fold_in.max_files_per_trigger,
             maxBytesPerTrigger=byte_count(settings.fold_in.max_bytes_per_trigger),
         )
-        stop = stop or GracefulStop()
         events = observe_arrival(events, "ingested_at")
         with (
             Compactor(self.tables, (*self.publisher.written, METRICS), settings.tables) as compactor,
@@ -113,10 +113,7 @@ class FoldIn:
         adopter = Adopter(
             Publisher(self.tables, self.publisher.top_n), self.checkpoint, self._check_fits, self._batches
         )
-        begun, done = (
-            max((int(name) for name in self.checkpoint.list(kind) if name.isdigit()), default=-1)
-            for kind in ("offsets", "commits")
-        )
+        begun, done = self.checkpoint.newest("offsets"), self.checkpoint.newest("commits")
         offset = self.checkpoint.delta_offset(done)
         # What a batch that is to be replayed has published already, readers see: it is adopted when that is done.
         if offset is not None and not offset.in_snapshot and begun == done:

@@ -22,6 +22,7 @@ from foldin.compaction import Compactor
 from foldin.config import Config
 from foldin.errors import AccountingError, FoldinError
 from foldin.events import batch_clock, check_expressions, judge, parse
+from foldin.landed import LANDING, FileBacklog
 from foldin.leases import Lease
 from foldin.ledger import Account, Ledger
 from foldin.mapping import Mapping
@@ -39,6 +40,7 @@ log = logging.getLogger("foldin.ingest")
 _ROWS_IN = "foldin_rows_in"
 _KNOWN_IN = "foldin_known_in"
 _ADMISSION = "admission"
+_IN_VAIN = 3
 
 
 @dataclass
@@ -59,6 +61,8 @@ class Ingest:
         self._query: StreamingQuery | None = None
         self._first: int | None = None
         self._skipping = False
+        self._in_vain = 0
+        """Times in a row that nothing was found at fault in the files of a batch that could not be read."""
         self._monitor: Monitor | None = None
 
     def run(self, *, once: bool, stop: GracefulStop | None = None) -> Account:
@@ -79,9 +83,10 @@ class Ingest:
             # What a person must mend is found before anything is left behind, were it only a lease.
             source = self._source()
             with (
+                stop.at_signals(),  # not only while the query runs: learning what others wrote may take minutes
                 Lease(self.checkpoint, lease_seconds) as lease,
                 Compactor(self.tables, (EVENTS, QUARANTINE, INGEST_LOG), self.config.tables) as compactor,
-                Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False) as monitor,
+                self._watched(stop) as monitor,
             ):
                 process = monitor.around(compactor.after(self._process))
                 while True:
@@ -91,7 +96,8 @@ class Ingest:
                     except StrictAgainError:
                         self._skipping = False
                     except FoldinError as error:
-                        if self._skipping or not self._reads_files or not failed_to_read(error):
+                        ours = self._reads_files and failed_to_read(error)
+                        if self._skipping or not ours or self._in_vain == _IN_VAIN:
                             raise
                         log.warning("%s; skipping what cannot be read of this batch's files", error)
                         self._skipping = True
@@ -109,6 +115,15 @@ class Ingest:
         if "arrived_at" in landing.columns:
             landing = observe_arrival(landing, "arrived_at")
         return landing, mapping
+
+    def _watched(self, stop: GracefulStop) -> Monitor:
+        files = None
+        if self._reads_files:
+            place = {"folder": self.config.ingest.landing, "pattern": self.mapping.files}
+            if self.checkpoint.read_object(LANDING) != place:
+                self.checkpoint.write(LANDING, json.dumps(place))
+            files = FileBacklog(self.checkpoint, place["folder"], place["pattern"])
+        return Monitor(self.tables, self.config, self.name, self.checkpoint, stop, stamped=False, files=files)
 
     def _failures(self) -> AbstractContextManager[None]:
         return source_failures(self.config, self.checkpoint)
@@ -183,13 +198,14 @@ class Ingest:
         self._left_over = self.checkpoint.list("prime")
         states = self._states()
         self._doors = [Admission(self.tables, spec, self.checkpoint) for spec in (EVENTS, QUARANTINE)]
+        planned = self.checkpoint.newest("offsets")
         for door in self._doors:
-            door.open(states.get(door.spec.name, -1))
+            door.open(states.get(door.spec.name, -1), planned)
 
     def _states(self) -> dict[str, int]:
         """Up to which version the state knows each table: after the last batch if that is done, else before it."""
-        begun = max(map(int, self.checkpoint.list(_ADMISSION)), default=None)
-        known = self.checkpoint.read_object(f"{_ADMISSION}/{begun}") if begun is not None else None
+        begun = self.checkpoint.newest(_ADMISSION)
+        known = self.checkpoint.read_object(f"{_ADMISSION}/{begun}")
         if known is None:
             return {}
         done = self.checkpoint.read(f"commits/{begun}") is not None
@@ -220,12 +236,19 @@ class Ingest:
             if self._reads_files and (
                 bad := self._files.unreadable(self._running(), batch_id, skipping=self._skipping)
             ):
+                self._in_vain = 0
                 files = quarantine_rows(self.spark, bad)
                 rows_in += len(bad)
                 known = self.tables.read(QUARANTINE).where(F.col("reason") == UNREADABLE).select("record_id")
                 files = files.join(known, "record_id", "left_anti").persist()
                 counts[True][UNREADABLE] += files.count()
                 invalid = invalid.unionByName(files, allowMissingColumns=True)
+            elif self._skipping:
+                # What cannot be read now can be read again: nobody knows what Spark has skipped of it in between.
+                self._in_vain += 1
+                raise StrictAgainError(f"batch {batch_id}: its files can be read again")
+            else:
+                self._in_vain = 0
             read = time.monotonic()
             for door in self._doors:
                 door.look()

@@ -138,8 +138,7 @@ def _gone(checkpoint: Checkpoint, what: str) -> str:
 
 def _next_offsets(checkpoint: Checkpoint) -> dict[tuple[str, int], int]:
     """{(topic, partition): offset of the first message that no finished batch has read}, empty for a new checkpoint."""
-    done = [int(name) for name in checkpoint.list("commits") if name.isdigit()]
-    topics = checkpoint.first_offset(max(done)) if done else None
+    topics = checkpoint.first_offset(checkpoint.newest("commits"))
     try:
         if topics is None:
             text = checkpoint.read("sources/0/0")

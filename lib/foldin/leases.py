@@ -180,7 +180,7 @@ class Lease:
             raise LeaseError(f"the lease on {self.checkpoint.path} {self._lost}")
 
     def _newest(self) -> int:
-        return max((int(name) for name in self.checkpoint.list(_FOLDER) if name.isdigit()), default=0)
+        return max(0, self.checkpoint.newest(_FOLDER))
 
     def _keep(self) -> None:
         previous: str | None = None

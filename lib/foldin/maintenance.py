@@ -25,7 +25,7 @@ from foldin.config import Config
 from foldin.errors import FoldinError, LeaseError, reason_of
 from foldin.leases import Lease
 from foldin.registry import PromotionConflictError, Registry
-from foldin.schemas import ITEM_FACTORS, MODELS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
+from foldin.schemas import ITEM_FACTORS, METRICS, MODELS, RECOMMENDATIONS, TABLES, USER_FACTORS, TableSpec
 from foldin.tables import Tables
 from foldin.trimming import trim
 
@@ -73,6 +73,7 @@ def maintain(tables: Tables, config: Config) -> Maintained:
         upgraded = [name for spec in TABLES for name in tables.upgrade(spec)]
         retired = _retire(tables, config.maintain.keep_models)
         _drop_abandoned(tables, config.fold_in.lease_seconds)
+        _forget_metrics(tables, config.maintain.metrics_days)
         with ThreadPoolExecutor(_AT_ONCE) as pool:  # most of it is waiting for logs
             done = dict(
                 zip((spec.name for spec in TABLES), pool.map(partial(look_after, tables, config), TABLES), strict=True)
@@ -81,6 +82,12 @@ def maintain(tables: Tables, config: Config) -> Maintained:
     retention = {name: hours for name, (_, hours) in done.items()}
     _clear_fits(tables)
     return Maintained(tuple(upgraded), retired, files, retention)
+
+
+def _forget_metrics(tables: Tables, days: int) -> None:
+    """Whole partitions: no file is read or written anew."""
+    with tables.locked(METRICS):
+        tables.spark.sql(f"delete from {tables.name(METRICS)} where metrics_date < current_date() - {days}")
 
 
 def _clear_fits(tables: Tables) -> None:
@@ -208,8 +215,7 @@ def drop_models(tables: Tables, gone: Sequence[str]) -> None:
 def _pinned(tables: Tables) -> set[str]:
     """The version of the stream's last batch: its replay, after a crash, folds under that one."""
     checkpoint = Checkpoint(tables.spark, tables.path("_checkpoints", "fold_in"))
-    last = max((int(name) for name in checkpoint.list("pins") if name.isdigit()), default=None)
-    pin = checkpoint.read_object(f"pins/{last}") if last is not None else None
+    pin = checkpoint.read_object(f"pins/{checkpoint.newest('pins')}")
     return {pin["model_version"]} if pin is not None and pin["model_version"] else set()
 
 

@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import to_arrow_schema
@@ -28,6 +30,7 @@ from foldin.backlog import DeltaBacklog, Waiting
 from foldin.checkpoints import Checkpoint, Offset
 from foldin.config import Config
 from foldin.errors import reason_of
+from foldin.landed import FileBacklog
 from foldin.schemas import METRICS, Position
 from foldin.streaming import GracefulStop
 from foldin.tables import Tables
@@ -79,6 +82,8 @@ class Monitor:
         query: its name.
         stamped: freshness counts from a time that foldin itself stamped, so that the alarm may go by it. A file's
             time of modification may be years old on the day the file lands.
+        files: of a query over a folder of files, what waits there. The folder is listed for that, so it is looked at
+            every `metrics.flush_seconds`; batches in between do not know their lag.
 
     Raises:
         AlarmError: on leaving, when an alarm ended the query.
@@ -90,6 +95,7 @@ class Monitor:
     checkpoint: Checkpoint
     stop: GracefulStop
     stamped: bool = True
+    files: FileBacklog | None = None
     errors: int = field(default=0, init=False)
     batches: int = field(default=0, init=False)
     rows: int = field(default=0, init=False)
@@ -110,6 +116,8 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         self._started = time.monotonic()
+        self._listed = time.time()
+        self._list_next = self._started
         self._guard(lambda: log.info("event=start query=%s %s", self.query, self._how_it_starts()))
         # All that may hang is done on a thread that the end of a run need not wait for.
         for name, work in (("metrics", self._keep_looking), ("alarm", self._watch_the_clock)):
@@ -209,10 +217,7 @@ class Monitor:
             log.info("%s", _line("idle", {"query": self.query, "next_batch": self._recorded + 1}))
 
     def _how_it_starts(self) -> str:
-        planned, done = (
-            max((int(name) for name in self.checkpoint.list(folder) if name.isdigit()), default=-1)
-            for folder in ("offsets", "commits")
-        )
+        planned, done = self.checkpoint.newest("offsets"), self.checkpoint.newest("commits")
         # Batch ids of this run begin here: Spark's report of an older one is not ours.
         self._recorded = done
         if planned < 0:
@@ -246,7 +251,7 @@ class Monitor:
         done = note.done or time.time()
         phases = {_snake(name): ms / 1000 for name, ms in report["durationMs"].items()}
         waiting = self._waiting(source)
-        newest = arrival.get("newest")
+        newest = arrival.get("newest") if self.files is None else None  # a file's time may be of years ago
         lag: float | None = None
         if waiting is not None and waiting.nothing:
             lag = 0.0
@@ -285,8 +290,18 @@ class Monitor:
             self.alarm.freshness(p95)
 
     def _waiting(self, source: dict[str, Any]) -> Waiting | None:
-        """What waits in the source after a batch; None where the source does not tell (a folder of files)."""
+        """What waits in the source after a batch; None where it does not tell, or was asked a moment ago."""
         end, metrics = source["endOffset"], source.get("metrics") or {}
+        if self.files is not None:
+            if time.monotonic() < self._list_next:
+                return None
+            self._list_next = time.monotonic() + self.config.metrics.flush_seconds
+            since, self._listed = self._listed, time.time()
+            try:
+                return self.files.beyond(int(end["logOffset"]), since)
+            except (PySparkException, Py4JJavaError) as error:
+                self._warn(reason_of(error))
+                return None
         if isinstance(end, dict) and "reservoirVersion" in end:
             path = source["description"].partition("[")[2].rstrip("]")
             log_folder = Checkpoint(self.tables.spark, f"{path}/_delta_log")

@@ -79,7 +79,11 @@ class Push:
             StateMismatchError: Redis does not hold what this query has pushed before.
         """
         stop = stop or GracefulStop()
-        with Lease(self.checkpoint, self.config.fold_in.lease_seconds) as lease, self.target.connect() as client:
+        with (
+            stop.at_signals(),
+            Lease(self.checkpoint, self.config.fold_in.lease_seconds) as lease,
+            self.target.connect() as client,
+        ):
             self._lists = RedisLists(client, self.target.prefix)
             self._run(lease, once=once, stop=stop)
         return self.written
@@ -218,7 +222,7 @@ class _Swaps:
         self._thread = threading.Thread(target=self._keep_looking, name="swap", daemon=True)
 
     def __enter__(self) -> _Swaps:
-        done = max((int(name) for name in self._checkpoint.list("commits") if name.isdigit()), default=-1)
+        done = self._checkpoint.newest("commits")
         offset = self._checkpoint.delta_offset(done)
         with self.batches, self._explained():
             if done >= 0:

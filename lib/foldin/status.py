@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
 from pyspark.sql import Row, Window
 from pyspark.sql import functions as F
 
@@ -15,6 +17,7 @@ from foldin.backlog import DeltaBacklog, Waiting
 from foldin.checkpoints import Checkpoint
 from foldin.config import Config
 from foldin.errors import AccountingError, AlarmError, MissingModelError
+from foldin.landed import LANDING, FileBacklog, FileLog
 from foldin.leases import holder_of
 from foldin.schemas import EVENTS, INGEST_LOG, METRICS, MODELS, QUARANTINE, TABLES, Position
 from foldin.tables import Tables
@@ -54,8 +57,8 @@ class AccountHealth:
     """`ingest_log`, summed: rows_in = events + quarantined + duplicates.
 
     Attributes:
-        events_apart, quarantine_apart: rows that the tables have more (or less, negative) than the log says. A batch
-            under way is ahead of the log; an erasure leaves fewer rows.
+        events_apart, quarantine_apart: rows that the tables have more than the log says: a batch under way is ahead of
+            it. Negative, they have fewer: rows were lost, or deleted without a row in the log that says so.
         reasons: the most frequent reasons in `quarantine`, with their rows.
     """
 
@@ -66,6 +69,11 @@ class AccountHealth:
     events_apart: int
     quarantine_apart: int
     reasons: tuple[tuple[str, int], ...]
+
+    @property
+    def apart(self) -> tuple[tuple[str, int], ...]:
+        """(table, rows that it has more than the log says)."""
+        return ("events", self.events_apart), ("quarantine", self.quarantine_apart)
 
     @property
     def adds_up(self) -> bool:
@@ -103,7 +111,7 @@ class StreamHealth:
         rows_per_second: while a batch ran.
         freshness: p50, p95, p99 in seconds; None where not known.
         last_p95: of the last batch alone: what the alarm goes by.
-        lag_seconds: for how long the first unread row has waited, now; else what the last batch reported.
+        lag_seconds: for how long the first unread row (or file) has waited, now; else what the last batch reported.
         waiting_files: in the source, now; None where the source does not tell.
         holder: the lease's holder, None when nobody runs the query.
     """
@@ -232,6 +240,11 @@ def _problems(
             f"{account.quarantined:,} quarantined + {account.duplicates:,} duplicates"
         )
         problems.append((AccountingError.exit_code, text))
+    if account is not None:
+        for name, apart in account.apart:
+            if apart < 0:
+                text = f"{name} has {-apart:,} rows fewer than ingest_log says: they are lost, or somebody deleted them"
+                problems.append((AccountingError.exit_code, text))
     for stream in streams:
         judged = [("lag_seconds", stream.lag_seconds, config.alarm.lag_seconds)]
         # As its own alarm does. A last batch of long ago says nothing of now, unless something waits.
@@ -313,7 +326,10 @@ def _stream(tables: Tables, query: str, batches: list[Row], now: dt.datetime) ->
     """`batches`: its last ones, the newest first."""
     last = batches[0] if batches else None
     checkpoint = Checkpoint(tables.spark, tables.path("_checkpoints", query))
-    waiting = _waiting(tables, checkpoint) if query == "fold_in" and tables.exists(EVENTS) else None
+    if query == "fold_in":
+        waiting = _waiting(tables, checkpoint) if tables.exists(EVENTS) else None
+    else:
+        waiting = _landed(checkpoint, _utc(last["at"]) if last is not None else None)
     lag = last["lag_seconds"] if last is not None else None
     if waiting is not None and waiting.nothing:
         lag = 0.0
@@ -342,11 +358,26 @@ def _stream(tables: Tables, query: str, batches: list[Row], now: dt.datetime) ->
 
 def _waiting(tables: Tables, checkpoint: Checkpoint) -> Waiting | None:
     """What waits in `events` for a fold-in query, whether it runs or not; None before its first batch."""
-    done = max((int(name) for name in checkpoint.list("commits") if name.isdigit()), default=-1)
+    done = checkpoint.newest("commits")
     offset = checkpoint.delta_offset(done)
     if offset is None:
         return None
     return DeltaBacklog(Checkpoint(tables.spark, f"{tables.location(EVENTS)}/_delta_log")).beyond(offset)
+
+
+def _landed(checkpoint: Checkpoint, last: dt.datetime | None) -> Waiting | None:
+    """What waits for a query over a folder of files, since its last batch at the earliest; None for other sources."""
+    place = checkpoint.read_object(LANDING)
+    if place is None:
+        return None
+    end = FileLog(checkpoint).end(checkpoint.newest("commits"))
+    since = last.timestamp() if last is not None else 0.0
+    try:
+        waiting = FileBacklog(checkpoint, place["folder"], place["pattern"]).beyond(end, since)
+    except (PySparkException, Py4JJavaError):  # the folder is gone, or cannot be read from here
+        return None
+    # Before the first batch there is only the files' own time, which may be of years before they landed.
+    return waiting if last is not None else dataclasses.replace(waiting, since=None)
 
 
 def _utc(at: dt.datetime) -> dt.datetime:

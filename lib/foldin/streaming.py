@@ -54,7 +54,7 @@ def _start(writer: DataStreamWriter, spark: SparkSession, state_partitions: int 
 
 # What Spark and Delta say when the checkpoint's files, the state or the source's log cannot be read any more.
 _DAMAGE = re.compile(
-    r"CANNOT_LOAD_STATE_STORE|STATE_STORE_|MISSING_STATE_DIRECTORY|MALFORMED_LOG_FILE|Incomplete log file|CHECKSUM"
+    r"CANNOT_LOAD_STATE_STORE|STATE_STORE_|MISSING_STATE_DIRECTORY|MALFORMED_LOG_FILE|Incomplete log file|(?i:checksum)"
     r"|STREAMING_CHECKPOINT_|DELTA_MISSING_FILES_UNEXPECTED_VERSION|DELTA_(?:LOG_)?FILE_NOT_FOUND|FILE_NOT_EXIST"
     r"|\.start\.\s*: com\.fasterxml\.jackson"
 )
@@ -183,6 +183,9 @@ def run(
         writer = writer.trigger(processingTime=f"{max(1, round(1000 * trigger_seconds))} milliseconds")
     try:
         with stop.at_signals():
+            if stop.asked:
+                log.info("%s: stopped on request, before its first batch", name)
+                return
             query = _start(writer.foreachBatch(stop.wrap(guarded)), checkpoint.spark, state_partitions)
             on_start(query)
             if stop.await_end(query):

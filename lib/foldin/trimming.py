@@ -164,7 +164,7 @@ def _held(holds: Checkpoint, spec: TableSpec) -> list[int]:
 
 def _unread(query: Checkpoint) -> list[int]:
     """Of a query over a Delta table: from which version on its next start reads it."""
-    done = max((int(name) for name in query.list("commits") if name.isdigit()), default=-1)
+    done = query.newest("commits")
     # Spark makes the last batch's frame again when it starts, though it is done: from the one before it on.
     offset = query.delta_offset(max(0, done - 1)) if done >= 0 else None
     if offset is not None:
@@ -174,15 +174,14 @@ def _unread(query: Checkpoint) -> list[int]:
 
 def _pinned(query: Checkpoint, spec: TableSpec) -> list[int]:
     """Where a replayed batch of fold_in looks for what its first attempt has appended."""
-    last = max((int(name) for name in query.list("pins") if name.isdigit()), default=None)
-    pin = query.read_object(f"pins/{last}") if last is not None else None
+    pin = query.read_object(f"pins/{query.newest('pins')}")
     return [int(pin["since"][spec.name])] if pin is not None and spec.name in pin["since"] else []
 
 
 def _unlearnt(query: Checkpoint, spec: TableSpec, newest: int | None) -> list[int]:
     """Of an ingest query: the commits whose ids it has not learnt yet, its own of a batch under way among them."""
-    last = max((int(name) for name in query.list("admission") if name.isdigit()), default=None)
-    states = query.read_object(f"admission/{last}") if last is not None else None
+    last = query.newest("admission")
+    states = query.read_object(f"admission/{last}")
     if states is None or spec.name not in states:
         return []
     before, after = states[spec.name]

@@ -25,6 +25,7 @@ from pyspark.sql.streaming import StreamingQuery
 from foldin.checkpoints import Checkpoint
 from foldin.errors import FoldinError, reason_of
 from foldin.events import record_hash
+from foldin.landed import FileLog, plain_path
 from foldin.mapping import Mapping
 
 __all__ = ["UNREADABLE", "BatchFiles", "StrictAgainError", "failed_to_read", "quarantine_rows", "read_files"]
@@ -67,8 +68,8 @@ class BatchFiles:
         """
         name = f"{_FOLDER}/{batch_id}"
         found: dict[str, str] = self.checkpoint.read_object(name) or {}
-        planned, listed = self._planned(batch_id), self._listed(query)
-        found |= {file: _GONE for file in planned if _plain(file) not in listed and file not in found}
+        planned, listed = FileLog(self.checkpoint).of_batch(batch_id), self._listed(query)
+        found |= {file: _GONE for file in planned if plain_path(file) not in listed and file not in found}
         if skipping:
             found |= self._faults([file for file in planned if file not in found])
         if found:
@@ -76,22 +77,6 @@ class BatchFiles:
             for file, why in found.items():
                 log.warning("batch %d: cannot read %s: %s", batch_id, file, why)
         return found
-
-    def _planned(self, batch_id: int) -> list[str]:
-        start, end = (self._log_offset(b) for b in (batch_id - 1, batch_id))
-        return [file for number in range(start + 1, end + 1) for file in self._entries(number)]
-
-    def _log_offset(self, batch_id: int) -> int:
-        offset = self.checkpoint.first_offset(batch_id)
-        return int(offset["logOffset"]) if offset is not None else -1
-
-    def _entries(self, number: int) -> list[str]:
-        text = self.checkpoint.read(f"sources/0/{number}")
-        if text is None:  # every tenth file holds all entries so far
-            text = self.checkpoint.read(f"sources/0/{number}.compact") or ""
-        lines = text.split("\n")[1:]  # not `splitlines`: a path may hold U+2028
-        entries = [json.loads(line) for line in lines if line.endswith(f'"batchId":{number}}}')]
-        return [str(entry["path"]) for entry in entries]
 
     def _listed(self, query: StreamingQuery) -> set[str]:
         """The files that Spark found when it began to read the batch. It leaves out silently what is gone by then."""
@@ -102,7 +87,7 @@ class BatchFiles:
             if leaf.getClass().getSimpleName() == "LogicalRelation":
                 # One call for all of them: going through Java's array would take one a file.
                 text = jvm.org.apache.hadoop.util.StringUtils.join("\n", leaf.relation().inputFiles())
-                found |= {_plain(file) for file in text.split("\n")}
+                found |= {plain_path(file) for file in text.split("\n")}
         return found
 
     def _faults(self, files: list[str]) -> dict[str, str]:
@@ -140,11 +125,6 @@ def quarantine_rows(spark: SparkSession, files: dict[str, str]) -> DataFrame:
         F.current_timestamp().alias("ingested_at"),
         F.current_date().alias("ingest_date"),
     )
-
-
-def _plain(uri: str) -> str:
-    """A URI's path, for comparison: Spark writes file:/x and file:///x, encoded and not."""
-    return re.sub(r"^file:/+", "/", unquote(uri))
 
 
 def _why(error: BaseException) -> str:

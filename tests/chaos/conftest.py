@@ -19,7 +19,7 @@ from foldin.session import build_session
 _SUMMARY: list[str] = []
 
 
-KILLS = int(os.environ.get("KILLS") or 4)
+KILLS = int(os.environ.get("KILLS") or 30)
 LONG = 30
 """From so many kills on what is marked `long` is tried too."""
 

@@ -1,7 +1,7 @@
 """What a micro-batch may hold: a bot with a million events, 100,000 users, 5,000,000 rows after an outage.
 
 Jobs as real processes with a driver of 2 GB: they end with 0 and stay below MOST of memory, JVM and Python workers
-together. Minutes each: `make chaos KILLS=30`.
+together. Minutes each: `make chaos`, not with `KILLS=8`.
 """
 
 from __future__ import annotations

@@ -117,6 +117,28 @@ def test_with_both_checkpoints_lost_no_event_is_doubled_and_factors_are_the_same
     assert_account_adds_up(folded.tables, landed + again + 40)
 
 
+def test_an_ingest_checkpoint_from_a_backup_is_refused_and_no_event_is_doubled(folded: World) -> None:
+    """Its next batches would have the numbers of those that were done since, and their ids were never in its state."""
+    path = checkpoint(folded, "ingest")
+    shutil.copytree(path, path.with_name("backup"))
+    for _ in range(2):
+        folded.land()
+    folded.ingest().run(once=True)
+    end_of_process(folded)
+    shutil.rmtree(path)
+    path.with_name("backup").rename(path)
+    folded.land()
+    before = folded.installation.delta_version("events")
+    with pytest.raises(StateMismatchError, match="restored from a backup") as refused:
+        folded.ingest().run(once=True)
+    assert f"Delete {path}" in str(refused.value)
+    assert folded.installation.delta_version("events") == before
+    shutil.rmtree(path)
+    folded.ingest().run(once=True)
+    fold_in(folded)
+    assert_as_it_should_be(folded)
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -156,25 +178,28 @@ def empty(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "damage", "done"),
+    ("folder", "damage", "done", "sums"),
     [
-        ("offsets", empty, True),
-        ("offsets", empty, False),
-        ("offsets", garble, True),
-        ("commits", empty, True),
-        ("pins", truncate, True),
+        ("offsets", empty, True, False),
+        ("offsets", empty, False, False),
+        ("offsets", garble, True, False),
+        ("offsets", garble, True, True),
+        ("commits", empty, True, False),
+        ("commits", garble, True, True),
+        ("pins", truncate, True, False),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line_and_rebuilt(
-    folded: World, folder: str, damage: Callable[[Path], None], done: bool
+    folded: World, folder: str, damage: Callable[[Path], None], done: bool, sums: bool
 ) -> None:
-    """Of the last batch, which was done or (a power cut) under way."""
+    """Of the last batch, which was done or (a power cut) under way; `sums`: beside the file lies what betrays it."""
     path = checkpoint(folded, "fold_in")
     if not done:
         take_back(path / "commits")
     newest = max((file for file in (path / folder).iterdir() if file.name.isdigit()), key=lambda file: int(file.name))
     damage(newest)
-    newest.with_name(f".{newest.name}.crc").unlink(missing_ok=True)
+    if not sums:
+        newest.with_name(f".{newest.name}.crc").unlink(missing_ok=True)
     folded.land()
     folded.ingest().run(once=True)
     with pytest.raises(StateMismatchError) as refused:

@@ -1,7 +1,7 @@
 """Ingest and fold-in as real processes, killed at random moments while files land; the tables are those of a calm run.
 
 Half of the kills find a process of each query, the other half the one that runs both and takes over from them.
-`make chaos KILLS=30 SEED=...`: the seed is printed, so that the same choices can be made again (the moments within
+`make chaos SEED=...`: the seed is printed, so that the same choices can be made again (the moments within
 a batch are the machine's).
 """
 
