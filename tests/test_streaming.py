@@ -340,3 +340,12 @@ def test_the_reason_of_an_error_is_its_innermost_line(text: str, reason: str) ->
 
 def _commits_or_none(checkpoint: Checkpoint) -> list[int]:
     return _commits(checkpoint) if Path(checkpoint.path, "commits").is_dir() else []
+
+
+def test_the_reason_of_an_error_says_that_a_disk_is_full_where_only_its_cause_does() -> None:
+    error = Exception("[TASK_WRITE_FAILED] Task failed while writing rows to file:/x. SQLSTATE: 58030")
+    error.__cause__ = OSError("java.io.IOException: No space left on device")
+    full = "[TASK_WRITE_FAILED] Task failed while writing rows to file:/x: No space left on device"
+    assert reason_of(error) == full
+    error.__cause__.__cause__ = error
+    assert reason_of(error) == full

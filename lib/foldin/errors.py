@@ -7,6 +7,7 @@ configuration (never retry) from a refused state (a person must decide) or a fai
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import ClassVar
 
 from foldin.redaction import hide
@@ -124,4 +125,15 @@ def reason_of(error: BaseException) -> str:
     said += re.findall(r"^: ([\w.$]+[^\n]*)", text, re.MULTILINE)  # py4j puts the Java error on a second line
     said += [line for line in text.splitlines() if line.strip()]
     line = " ".join(said[0].split()) if said else type(error).__name__
-    return hide(re.sub(r"[;,.]? SQLSTATE: \w+|;? line \d+ pos \d+;?$", "", line).rstrip(" ;"))
+    line = re.sub(r"[;,.]? SQLSTATE: \w+|;? line \d+ pos \d+;?$", "", line).rstrip(" ;")
+    full = DISK_FULL.search("\n".join(_causes(error)))  # of a write that failed Spark only says that it did
+    return hide(f"{line}: {full.group()}" if full and full.group() not in line else line)
+
+
+def _causes(error: BaseException | None) -> Iterator[str]:
+    """What it says itself, and what its causes say, in Python and, of Spark's errors, in Java."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        yield str(error)
+        error = getattr(error, "_cause", None) or error.__cause__

@@ -63,7 +63,7 @@ _DAMAGE = re.compile(
 def _explained(name: str, cause: BaseException, rebuild: str) -> FoldinError:
     """A query's failure in one line, with what to do where that is known."""
     text = str(cause)
-    if full := DISK_FULL.search(text):
+    if full := DISK_FULL.search(f"{text}\n{reason_of(cause)}"):
         return FoldinError(f"{name} failed: {full.group()}. Free some and start again: nothing is lost")
     if not (rebuild and _DAMAGE.search(text)):
         return FoldinError(f"{name} failed: {reason_of(cause)}")

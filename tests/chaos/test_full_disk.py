@@ -6,12 +6,13 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from chaos.equal import assert_account_adds_up, assert_latest_is_a_refold, assert_same_multiset, without_stamps
-from chaos.processes import Installation, Job
+from chaos.processes import Installation, Job, wait_until
 from chaos.worlds import World
 from foldin.fold_in import FoldIn
 from foldin.schemas import EVENTS
@@ -97,14 +98,60 @@ def test_a_full_disk_is_named_in_one_line_and_the_jobs_go_on_once_there_is_room(
         jobs.append(job)
         disk.fill()
         assert job.start("--once").wait_for_death() == 1, job.said()[-3000:]
-        said = job.said().splitlines()
-        ours = [line for line in said if line.startswith("foldin: ")]
-        assert ours == said[-1:], said[-20:]
-        assert "No space left on device" in ours[0]
-        assert str(disk.mount) in ours[0]
+        assert_named(job, disk)
         disk.make_room()
         assert job.start("--once").wait_for_death() == 0, job.said()[-3000:]
+    assert_nothing_lost(world, disk)
+    summary.append(
+        "full disk          both jobs ended with 1 and one line, and went on once there was room; nothing lost"
+    )
 
+
+def test_a_disk_that_fills_up_while_the_jobs_run_ends_them_in_one_line_and_nothing_is_lost(
+    make_world: Callable[..., World], disk: Disk, jobs: list[Job], summary: list[str]
+) -> None:
+    """In the middle of a backlog: somewhere between a batch's offsets, its state, its tables and its end."""
+    # Unmerged, each batch of ingest is one of fold_in.
+    limits = ("ingest.max_files_per_trigger=1", "fold_in.max_files_per_trigger=1", "tables.compact_every=0")
+    world = make_world("world", *limits)
+    shutil.copytree(world.installation.root, disk.outside / "tables")
+    inside = replace(world, installation=Installation(disk.mount / "tables", world.installation.landing))
+    for _ in range(8):
+        world.land()
+
+    for name in ("ingest", "fold_in"):
+        job = replace(inside.job(name), log=disk.mount.with_name(f"running {name}.log"), wrapper=disk.enter)
+        jobs.append(job)
+        commits = disk.outside / "tables" / "_checkpoints" / name / "commits"
+        before = set(commits.glob("[0-9]*"))
+        job.start()
+        more = partial(_so_many_more, commits, before, 2)
+        wait_until(more, f"{name} is in the middle of its backlog", job)
+        disk.fill()
+        assert job.wait_for_death() == 1, job.said()[-3000:]
+        assert_named(job, disk)
+        disk.make_room()
+        assert job.start("--once").wait_for_death() == 0, job.said()[-3000:]
+    assert_nothing_lost(world, disk)
+    summary.append(
+        "disk fills up      both jobs ended with 1 and one line in mid-batch, and went on with room; nothing lost"
+    )
+
+
+def _so_many_more(folder: Path, before: set[Path], files: int) -> bool:
+    return len(set(folder.glob("[0-9]*")) - before) >= files
+
+
+def assert_named(job: Job, disk: Disk) -> None:
+    """The last line, and no other of ours, says what has happened where."""
+    said = job.said().splitlines()
+    ours = [line for line in said if line.startswith("foldin: ")]
+    assert ours == said[-1:], said[-20:]
+    assert "No space left on device" in ours[0]
+    assert str(disk.mount) in ours[0]
+
+
+def assert_nothing_lost(world: World, disk: Disk) -> None:
     shutil.rmtree(world.installation.root)
     shutil.copytree(disk.outside / "tables", world.installation.root)
     world.spark._jvm.org.apache.spark.sql.delta.DeltaLog.clearCache()
@@ -112,6 +159,3 @@ def test_a_full_disk_is_named_in_one_line_and_the_jobs_go_on_once_there_is_room(
     assert_same_multiset(without_stamps(tables, EVENTS), world.log.multiset(), "events")
     assert_account_adds_up(tables, world.log.rows)
     assert_latest_is_a_refold(tables)
-    summary.append(
-        "full disk          both jobs ended with 1 and one line, and went on once there was room; nothing lost"
-    )
