@@ -36,6 +36,10 @@ def rows(events_frame: Callable[..., DataFrame]) -> Rows:
     return make
 
 
+_BATCHES = 100
+"""No test here goes beyond."""
+
+
 def door(tables: Tables, name: str, spec: TableSpec = EVENTS, state: int = -1) -> Admission:
     """The door of the query `name`, opened."""
     checkpoint = Checkpoint(tables.spark, tables.path("_checkpoints", name))
@@ -43,7 +47,7 @@ def door(tables: Tables, name: str, spec: TableSpec = EVENTS, state: int = -1) -
     metadata.parent.mkdir(parents=True, exist_ok=True)
     metadata.write_text(json.dumps({"id": name}))
     made = Admission(tables, spec, checkpoint)
-    made.open(state)
+    made.open(state, planned=_BATCHES)
     return made
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
+from delta.tables import DeltaTable
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import functions as F
 
@@ -86,8 +87,9 @@ def maintain(tables: Tables, config: Config) -> Maintained:
 
 def _forget_metrics(tables: Tables, days: int) -> None:
     """Whole partitions: no file is read or written anew."""
+    table = DeltaTable.forPath(tables.spark, tables.location(METRICS))
     with tables.locked(METRICS):
-        tables.spark.sql(f"delete from {tables.name(METRICS)} where metrics_date < current_date() - {days}")
+        table.delete(F.col("metrics_date") < F.date_sub(F.current_date(), days))
 
 
 def _clear_fits(tables: Tables) -> None:
