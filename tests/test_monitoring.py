@@ -144,6 +144,28 @@ def test_files_that_wait_in_the_folder_are_lag_from_when_they_were_first_seen_to
     assert metrics_of(tables, "ingest")[-1]["lag_files"] == 0
 
 
+def test_micro_batches_whose_reports_spark_has_thrown_away_are_counted(
+    world, make_config, events_frame, monkeypatch, caplog
+):
+    """It keeps the last hundred; the monitor may have been busy with a write for that long."""
+    caplog.set_level(logging.INFO, "foldin")
+    for name in "abcde":
+        world.append(events_frame(bought(name, "u1", "i0")).coalesce(1), EVENTS)
+    monkeypatch.setattr("foldin.monitoring._TICK", 3600.0)
+    kept = "spark.sql.streaming.numRecentProgressUpdates"
+    before = world.spark.conf.get(kept)
+    world.spark.conf.set(kept, 2)
+    try:
+        fold_once(world, make_config("fold_in.max_files_per_trigger=1"))
+    finally:
+        world.spark.conf.set(kept, before)
+    found = [row["batch_id"] for row in metrics_of(world)]
+    assert len(found) < found[-1] + 1
+    (end,) = lines_of(caplog, "end")
+    assert (end["metrics_errors"], end["batches"]) == ("1", str(len(found)))
+    assert f"{found[0]} micro-batches before {found[0]} were over" in caplog.text
+
+
 @pytest.mark.parametrize("how", ["fails", "hangs"])
 def test_metrics_that_cannot_be_written_do_not_stop_the_stream(world, config, monkeypatch, caplog, how):
     monkeypatch.setattr("foldin.monitoring._JOIN", 1.0)

@@ -237,6 +237,10 @@ class Monitor:
         for report in reversed(new):
             if "addBatch" not in report["durationMs"]:
                 continue  # every 10 s of idleness Spark reports the batch that is still to come
+            if missed := report["batchId"] - self._recorded - 1:
+                self._warn(
+                    f"{missed} micro-batches before {report['batchId']} were over before their reports were read"
+                )
             self._recorded = report["batchId"]
             note = self._notes.pop(self._recorded, _Note())
             for batch_id in [b for b in self._notes if b < self._recorded]:

@@ -202,7 +202,7 @@ def _aims(whole: Report, sizes: tuple[int, ...], items: int) -> None:
     put("merge", f"merge {large}")
     put("rate_factors", f"rate factors {middle}")
     put("rate_lists", f"rate lists {middle}")
-    for key in ("fresh_p50", "fresh_p95", "slope"):
+    for key in ("fresh_p50", "fresh_p95", "slope", "slope_high"):
         put(key, key)
     numbers = {"small": small, "middle": middle, "large": large, "most": most, "items": items}
     aims_table(whole, found, **{name: f"{number:,}" for name, number in numbers.items()})
