@@ -138,13 +138,19 @@ def test_parquet_files_that_are_cut_short_or_of_other_types_are_quarantined_and_
     assert_exact(tables)
 
 
+def land_half(config: Config) -> tuple[Path, bytes]:
+    """A compressed file of 500 events that is cut short, and what the whole of it would be."""
+    whole = gzip.compress("\n".join(event(f"e{n}") for n in range(500)).encode())
+    file = Path(config.ingest.landing) / "hiccup.json.gz"
+    file.write_bytes(whole[: len(whole) // 2])
+    return file, whole
+
+
 def test_a_file_that_is_whole_again_when_it_is_looked_at_is_read_in_earnest_again(
     tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spark has skipped what it could not read, and by now nothing shows what: those rows would be lost."""
-    whole = gzip.compress("\n".join(event(f"e{n}") for n in range(500)).encode())
-    file = Path(config.ingest.landing) / "hiccup.json.gz"
-    file.write_bytes(whole[: len(whole) // 2])
+    file, whole = land_half(config)
     look, looks = BatchFiles.unreadable, []
 
     def mended_before(files: BatchFiles, *given: Any, skipping: bool) -> dict[str, str]:
@@ -162,9 +168,7 @@ def test_a_file_that_is_whole_again_when_it_is_looked_at_is_read_in_earnest_agai
 def test_a_file_that_is_never_whole_when_it_is_read_and_always_when_it_is_looked_at_ends_the_job(
     tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = gzip.compress("\n".join(event(f"e{n}") for n in range(500)).encode())
-    file = Path(config.ingest.landing) / "hiccup.json.gz"
-    file.write_bytes(whole[: len(whole) // 2])
+    file, whole = land_half(config)
     look = BatchFiles.unreadable
 
     def mended_meanwhile(files: BatchFiles, *given: Any, skipping: bool) -> dict[str, str]:

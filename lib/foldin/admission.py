@@ -74,8 +74,6 @@ class Admission:
         self._state = self._checked = _NOTHING
         self._number = -1
         self._own: tuple[int, Counter[str]] | None = None
-        self._planned: int | None = None
-        """While the door opens: the last batch of the checkpoint."""
         self._leapt = False
         self._foreign: list[_Foreign] = []
         self._handed_on = 0
@@ -109,7 +107,6 @@ class Admission:
                 give the numbers of batches that were done to other rows.
         """
         self._state = self._checked = state
-        self._planned = planned
         head, self._number = self._log.head(_APP)
         if state == _NOTHING or head - state > _COMMITS_TO_READ:
             self._leap()
@@ -118,10 +115,16 @@ class Admission:
             if self._checked < head:
                 self._leap()
         self._leapt &= bool(self._own_id())  # a new checkpoint has no commit to look for
+        own = [self._own[0]] if self._own is not None else []
         if self._leapt:
-            for label in self._own_labels():
-                self._refuse_beyond(int(json.loads(label)["batch"]))
-        self._planned = None
+            own += [int(json.loads(label)["batch"]) for label in self._own_labels()]
+        if (last := max(own, default=-1)) > planned:
+            folder = self._checkpoint.path
+            raise StateMismatchError(
+                f"{folder} ends with batch {planned}, but {self.spec.name} has rows of its batch {last}: it is older "
+                f"than the table (restored from a backup, or damaged). Delete {folder} and start again: known ids are "
+                "read from the tables"
+            )
         self._hand_on()
 
     def look(self) -> None:
@@ -204,20 +207,9 @@ class Admission:
         self._number = commit.transactions.get(_APP, self._number)
         label = json.loads(commit.metadata) if commit.metadata.startswith(_LABEL) else {}
         if label and label[_APP] == self._own_id():
-            self._refuse_beyond(int(label["batch"]))
             self._own = (int(label["batch"]), Counter(label["rows"]))
         elif commit.files:
             self._foreign.append(_Foreign(commit.version, tuple(file.uri for file in commit.files), commit.bytes))
-
-    def _refuse_beyond(self, batch_id: int) -> None:
-        if self._planned is None or batch_id <= self._planned:
-            return
-        folder = self._checkpoint.path
-        raise StateMismatchError(
-            f"{folder} ends with batch {self._planned}, but {self.spec.name} has rows of its batch {batch_id}: it is "
-            f"older than the table (restored from a backup, or damaged). Delete {folder} and start again: known ids "
-            "are read from the tables"
-        )
 
     def _label(self, batch_id: int, counts: Counter[str]) -> str:
         return json.dumps({_APP: self._own_id(), "batch": batch_id, "rows": counts})

@@ -118,7 +118,8 @@ def reason_of(error: BaseException) -> str:
     # By its name: readers without Spark, who have no py4j, import this module.
     if isinstance(error, ConnectionError) or "Py4JNetworkError" in {kind.__name__ for kind in type(error).__mro__}:
         return "Spark's JVM is gone: it was killed, or this machine had no memory left for it (spark.driver.memory)"
-    text = str(error)
+    texts = list(_causes(error))
+    text = texts[0]
     # The innermost error class is the cause; these two only say that a query failed.
     said = re.findall(r"\[(?!STREAM_FAILED|FOREACH_BATCH)[A-Z][A-Z0-9_.]{3,}\] [^\n]*", text)
     said += re.findall(r"(?:Lost task|Caused by:)[^\n]*?([\w.$]+(?:Exception|Error): [^\n]+)", text)[-1:]
@@ -126,7 +127,7 @@ def reason_of(error: BaseException) -> str:
     said += [line for line in text.splitlines() if line.strip()]
     line = " ".join(said[0].split()) if said else type(error).__name__
     line = re.sub(r"[;,.]? SQLSTATE: \w+|;? line \d+ pos \d+;?$", "", line).rstrip(" ;")
-    full = DISK_FULL.search("\n".join(_causes(error)))  # of a write that failed Spark only says that it did
+    full = DISK_FULL.search("\n".join(texts))  # of a write that failed Spark only says that it did
     return hide(f"{line}: {full.group()}" if full and full.group() not in line else line)
 
 

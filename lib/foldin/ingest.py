@@ -233,22 +233,21 @@ class Ingest:
                 if not row["primed"]:
                     counts[row["rejected"]][row["reason"]] = row["count"]
             valid, invalid = new.where(~F.col("rejected")), new.where("rejected")
-            if self._reads_files and (
-                bad := self._files.unreadable(self._running(), batch_id, skipping=self._skipping)
-            ):
-                self._in_vain = 0
+            bad: dict[str, str] = {}
+            if self._reads_files:
+                bad = self._files.unreadable(self._running(), batch_id, skipping=self._skipping)
+            if self._skipping and not bad:
+                # What cannot be read now can be read again: nobody knows what Spark has skipped of it in between.
+                self._in_vain += 1
+                raise StrictAgainError(f"batch {batch_id}: its files can be read again")
+            self._in_vain = 0
+            if bad:
                 files = quarantine_rows(self.spark, bad)
                 rows_in += len(bad)
                 known = self.tables.read(QUARANTINE).where(F.col("reason") == UNREADABLE).select("record_id")
                 files = files.join(known, "record_id", "left_anti").persist()
                 counts[True][UNREADABLE] += files.count()
                 invalid = invalid.unionByName(files, allowMissingColumns=True)
-            elif self._skipping:
-                # What cannot be read now can be read again: nobody knows what Spark has skipped of it in between.
-                self._in_vain += 1
-                raise StrictAgainError(f"batch {batch_id}: its files can be read again")
-            else:
-                self._in_vain = 0
             read = time.monotonic()
             for door in self._doors:
                 door.look()

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
+from pyspark.sql import SparkSession
+
 from foldin.backlog import Waiting
 from foldin.checkpoints import Checkpoint
 
-__all__ = ["LANDING", "FileBacklog", "FileLog", "plain_path"]
+__all__ = ["LANDING", "FileBacklog", "FileLog", "input_paths", "plain_path"]
 
 _FOLDER = "sources/0"
 _COMPACT = ".compact"
@@ -25,6 +27,14 @@ LANDING = "landing.json"
 def plain_path(uri: str) -> str:
     """A URI's path, for comparison: Spark writes file:/x and file:///x, encoded and not."""
     return re.sub(r"^file:/+", "/", unquote(uri))
+
+
+def input_paths(spark: SparkSession, files: Any) -> list[str]:
+    """The files of one of Spark's relations or file indexes (in Java), in its order, as `plain_path` has them."""
+    # One call for all of them: going through Java's array would take one a file.
+    jvm: Any = spark._jvm
+    text = jvm.org.apache.hadoop.util.StringUtils.join("\n", files.inputFiles())
+    return [plain_path(path) for path in text.split("\n") if path]
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,4 @@ class FileBacklog:
         options = {"pathGlobFilter": self.pattern, "recursiveFileLookup": "true"}
         frame = self.checkpoint.spark.read.format("binaryFile").options(**options).load(self.folder)
         files = frame._jdf.queryExecution().analyzed().relation().location()
-        # One call for all of them: going through Java's array would take one a file.
-        jvm: Any = self.checkpoint.spark._jvm
-        text = jvm.org.apache.hadoop.util.StringUtils.join("\n", files.inputFiles())
-        return [plain_path(path) for path in text.split("\n") if path], files.allFiles()
+        return input_paths(self.checkpoint.spark, files), files.allFiles()

@@ -234,13 +234,13 @@ def _problems(
     now: dt.datetime,
 ) -> list[tuple[int, str]]:
     problems = []
-    if account is not None and not account.adds_up:
-        text = (
-            f"ingest_log: {account.rows_in:,} rows in are not {account.events:,} events + "
-            f"{account.quarantined:,} quarantined + {account.duplicates:,} duplicates"
-        )
-        problems.append((AccountingError.exit_code, text))
     if account is not None:
+        if not account.adds_up:
+            text = (
+                f"ingest_log: {account.rows_in:,} rows in are not {account.events:,} events + "
+                f"{account.quarantined:,} quarantined + {account.duplicates:,} duplicates"
+            )
+            problems.append((AccountingError.exit_code, text))
         for name, apart in account.apart:
             if apart < 0:
                 text = f"{name} has {-apart:,} rows fewer than ingest_log says: they are lost, or somebody deleted them"

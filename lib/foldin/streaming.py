@@ -63,12 +63,13 @@ _DAMAGE = re.compile(
 def _explained(name: str, cause: BaseException, rebuild: str) -> FoldinError:
     """A query's failure in one line, with what to do where that is known."""
     text = str(cause)
-    if full := DISK_FULL.search(f"{text}\n{reason_of(cause)}"):
+    reason = reason_of(cause)
+    if full := DISK_FULL.search(reason):
         return FoldinError(f"{name} failed: {full.group()}. Free some and start again: nothing is lost")
     if not (rebuild and _DAMAGE.search(text)):
-        return FoldinError(f"{name} failed: {reason_of(cause)}")
+        return FoldinError(f"{name} failed: {reason}")
     deepest = re.findall(r"^Caused by: ([^\n]+)", text, re.MULTILINE)[-1:]
-    said = ": ".join(dict.fromkeys([reason_of(cause), *deepest]))
+    said = ": ".join(dict.fromkeys([reason, *deepest]))
     return StateMismatchError(f"{name} cannot go on from its checkpoint: {said}. To rebuild it, {rebuild}")
 
 

@@ -13,7 +13,6 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import unquote
 
 from py4j.protocol import Py4JJavaError
@@ -25,7 +24,7 @@ from pyspark.sql.streaming import StreamingQuery
 from foldin.checkpoints import Checkpoint
 from foldin.errors import FoldinError, reason_of
 from foldin.events import record_hash
-from foldin.landed import FileLog, plain_path
+from foldin.landed import FileLog, input_paths, plain_path
 from foldin.mapping import Mapping
 
 __all__ = ["UNREADABLE", "BatchFiles", "StrictAgainError", "failed_to_read", "quarantine_rows", "read_files"]
@@ -80,14 +79,11 @@ class BatchFiles:
 
     def _listed(self, query: StreamingQuery) -> set[str]:
         """The files that Spark found when it began to read the batch. It leaves out silently what is gone by then."""
-        jvm: Any = self.checkpoint.spark.sparkContext._jvm
         leaves = query._jsq.streamingQuery().lastExecution().optimizedPlan().collectLeaves()
         found: set[str] = set()
         for leaf in (leaves.apply(n) for n in range(leaves.size())):
             if leaf.getClass().getSimpleName() == "LogicalRelation":
-                # One call for all of them: going through Java's array would take one a file.
-                text = jvm.org.apache.hadoop.util.StringUtils.join("\n", leaf.relation().inputFiles())
-                found |= {plain_path(file) for file in text.split("\n")}
+                found.update(input_paths(self.checkpoint.spark, leaf.relation()))
         return found
 
     def _faults(self, files: list[str]) -> dict[str, str]:
