@@ -22,6 +22,7 @@ from foldin.config import Config, load_config
 from foldin.errors import AccountingError, ConfigError, FoldinError, StateMismatchError
 from foldin.ingest import Account, Ingest
 from foldin.mapping import Mapping, contract, load_settings
+from foldin.recomputing import Recomputations
 from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE, TableSpec
 from foldin.tables import Tables, Transaction
 from landing import event, land
@@ -367,6 +368,27 @@ def test_a_part_of_a_batch_that_was_computed_twice_is_no_loss(
     job._last = (batch_id, account, 0)
     job._verify()
     assert "dropped 1 rows while 0 are missing: a part of the batch was computed twice" in caplog.text
+
+
+def test_a_batch_of_which_a_part_was_read_twice_runs_again_before_anything_is_written(
+    fresh: Tables, config: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lost = iter([True, True])
+    monkeypatch.setattr(Recomputations, "found", lambda _: next(lost, False))
+    land(config, "1.json", event("a"), event("a"))
+    job = Ingest(fresh, config, contract(config))
+    job.run(once=True)
+    assert numbers(job.account) == (2, 1, 0, 1)
+    assert caplog.text.count("batch 0: a part of it was lost with its host, and read twice; running it again") == 2
+
+    monkeypatch.setattr(Recomputations, "found", lambda _: True)
+    land(config, "2.json", event("b"))
+    with pytest.raises(FoldinError, match=r"a part of it was lost .*, at each of 3 attempts$"):
+        Ingest(fresh, config, contract(config)).run(once=True)
+    assert fresh.read(EVENTS).count() == 1
+    monkeypatch.undo()
+    job.run(once=True)
+    assert numbers(job.account) == (1, 1, 0, 0)
 
 
 def test_accounts_sum() -> None:

@@ -27,6 +27,7 @@ from foldin.leases import Lease
 from foldin.ledger import Account, Ledger
 from foldin.mapping import Mapping
 from foldin.monitoring import Monitor, observe_arrival
+from foldin.recomputing import Recomputations, RecomputedError
 from foldin.schemas import EVENTS, INGEST_LOG, QUARANTINE
 from foldin.sources import read_as, read_source, source_failures
 from foldin.streaming import GracefulStop, observed, run
@@ -41,6 +42,8 @@ _ROWS_IN = "foldin_rows_in"
 _KNOWN_IN = "foldin_known_in"
 _ADMISSION = "admission"
 _IN_VAIN = 3
+_RECOMPUTED = 3
+"""Attempts at a batch of which each has lost a part."""
 
 
 @dataclass
@@ -63,6 +66,8 @@ class Ingest:
         self._skipping = False
         self._in_vain = 0
         """Times in a row that nothing was found at fault in the files of a batch that could not be read."""
+        self._recomputed = 0
+        """Times in a row that a part of a batch was computed twice."""
         self._monitor: Monitor | None = None
 
     def run(self, *, once: bool, stop: GracefulStop | None = None) -> Account:
@@ -95,6 +100,10 @@ class Ingest:
                         break
                     except StrictAgainError:
                         self._skipping = False
+                    except RecomputedError as error:
+                        if self._recomputed == _RECOMPUTED:
+                            raise FoldinError(f"{error}, at each of {_RECOMPUTED} attempts") from error
+                        log.warning("%s; running it again", error)
                     except FoldinError as error:
                         ours = self._reads_files and failed_to_read(error)
                         if self._skipping or not ours or self._in_vain == _IN_VAIN:
@@ -219,11 +228,18 @@ class Ingest:
         self._verify()
         self._dispose()
         began = time.monotonic()
+        recomputations = Recomputations(self.spark.sparkContext, str(self._running().runId))
+        recomputations.begin()
         batch = batch.persist()
         try:
             # One action fills the cache, commits the state, counts, and makes the observed counts final.
             reason = F.coalesce("reason", F.lit("")).alias("reason")
             counted = batch.groupBy("primed", "rejected", reason).count().collect()
+            if recomputations.found():
+                # Rows that two tasks have counted would be told as duplicates. Nothing is written yet.
+                self._recomputed += 1
+                raise RecomputedError(f"ingest batch {batch_id}: a part of it was lost with its host, and read twice")
+            self._recomputed = 0
             rows_in = observed(self._running(), _ROWS_IN)[0] or 0
             known_in, *bundles = observed(self._running(), _KNOWN_IN)
             dropped = rows_in + (known_in or 0) - sum(row["count"] for row in counted)
