@@ -146,43 +146,62 @@ def land_half(config: Config) -> tuple[Path, bytes]:
     return file, whole
 
 
+class _Hiccups:
+    """A file that is a half whenever Spark is told to skip, and whole whenever it is looked at.
+
+    Spark has skipped what it could not read, and by now nothing shows what: those rows would be lost.
+    """
+
+    def __init__(self, config: Config, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        file, whole = land_half(config)
+        self.file, self.whole, self.looks = file, whole, 0
+        look, rows_beside = BatchFiles.look, BatchFiles.rows_beside
+
+        def whole_for(a_moment: Callable[..., Any]) -> Callable[..., Any]:
+            def of(*given: Any) -> Any:
+                file.write_bytes(whole)
+                try:
+                    return a_moment(*given)
+                finally:
+                    if self.looks < times:
+                        file.write_bytes(whole[: len(whole) // 2])
+
+            return of
+
+        def looked(*given: Any) -> dict[str, str]:
+            found: dict[str, str] = whole_for(look)(*given)
+            self.looks += 1
+            return found
+
+        monkeypatch.setattr(BatchFiles, "look", looked)
+        monkeypatch.setattr(BatchFiles, "rows_beside", whole_for(rows_beside))
+
+
+@pytest.mark.parametrize("beside_a_broken_one", [False, True])
 def test_a_file_that_is_whole_again_when_it_is_looked_at_is_read_in_earnest_again(
-    tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch
+    tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch, beside_a_broken_one: bool
 ) -> None:
-    """Spark has skipped what it could not read, and by now nothing shows what: those rows would be lost."""
-    file, whole = land_half(config)
-    look, looks = BatchFiles.unreadable, []
-
-    def mended_before(files: BatchFiles, *given: Any, skipping: bool) -> dict[str, str]:
-        if skipping:
-            looks.append(skipping)
-            file.write_bytes(whole)
-        return look(files, *given, skipping=skipping)
-
-    monkeypatch.setattr(BatchFiles, "unreadable", mended_before)
-    assert numbers(ingest(tables, config)) == (500, 500, 0, 0)
-    assert looks == [True]
+    hiccups = _Hiccups(config, monkeypatch, times=1)
+    if beside_a_broken_one:
+        (Path(config.ingest.landing) / "broken [1], ü%20#?.json.gz").write_bytes(b"none")
+        land(config, "plain [2].json", event("plain"))
+    account = ingest(tables, config)
+    assert hiccups.looks == 1 + beside_a_broken_one
+    more = ["plain"] if beside_a_broken_one else []
+    assert ids(tables) == sorted([*(f"e{n}" for n in range(500)), *more])
+    assert numbers(account) == (500 + 2 * len(more), 500 + len(more), len(more), 0)
+    assert len(unreadable(tables)) == len(more)
     assert_exact(tables)
 
 
 def test_a_file_that_is_never_whole_when_it_is_read_and_always_when_it_is_looked_at_ends_the_job(
     tables: Tables, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, whole = land_half(config)
-    look = BatchFiles.unreadable
-
-    def mended_meanwhile(files: BatchFiles, *given: Any, skipping: bool) -> dict[str, str]:
-        file.write_bytes(whole)
-        try:
-            return look(files, *given, skipping=skipping)
-        finally:
-            file.write_bytes(whole[: len(whole) // 2])
-
     with monkeypatch.context() as unlucky:
-        unlucky.setattr(BatchFiles, "unreadable", mended_meanwhile)
+        hiccups = _Hiccups(config, unlucky, times=100)
         with pytest.raises(FoldinError, match="hiccup"):
             ingest(tables, config)
     assert ids(tables) == []
-    file.write_bytes(whole)
+    hiccups.file.write_bytes(hiccups.whole)
     assert numbers(ingest(tables, config)) == (500, 500, 0, 0)
     assert_exact(tables)

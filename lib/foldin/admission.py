@@ -266,9 +266,9 @@ class Admission:
         files = [file for commit in commits for file in commit.files]
         if not files:
             return []
-        reader = self._spark.read.schema(f"{self._column} string").option(
-            "__globPaths__", "false"
-        )  # paths, not patterns
+        # Paths, not patterns (see unreadable.read_files): the root's name may look like one.
+        options = {"__globPaths__": "false", "recursiveFileLookup": "true"}
+        reader = self._spark.read.schema(f"{self._column} string").options(**options)
         return [reader.parquet(*files).toDF("record_id")]
 
     def _hand_on(self) -> None:

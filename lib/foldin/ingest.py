@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -64,8 +63,10 @@ class Ingest:
         self._query: StreamingQuery | None = None
         self._first: int | None = None
         self._skipping = False
+        self._bad: dict[str, str] = {}
+        """Files of the batch that were found unreadable before it was read with Spark told to skip them."""
         self._in_vain = 0
-        """Times in a row that nothing was found at fault in the files of a batch that could not be read."""
+        """Times in a row that a batch, read with Spark told to skip what cannot be read, lacked rows of other files."""
         self._recomputed = 0
         """Times in a row that a part of a batch was computed twice."""
         self._monitor: Monitor | None = None
@@ -149,8 +150,12 @@ class Ingest:
     ) -> None:
         self._last, self._query, self._first, self._monitor = None, None, None, monitor
         landing, mapping = source
+        counts = [F.count(F.lit(1))]
         if self._reads_files:
-            self._files = BatchFiles(self.checkpoint, partial(read_files, landing, mapping))
+            self._files = BatchFiles(self.checkpoint, lambda paths: parse(read_files(landing, mapping, paths), mapping))
+            if self._skipping:
+                self._bad = self._files.look(self.checkpoint.newest("offsets"))
+                counts.append(F.count_if(self._files.beside(self._bad)))
         self._open()
         judged = judge(parse(landing, mapping), mapping, self.config.events)
         rows = (
@@ -161,7 +166,7 @@ class Ingest:
                 "raw", F.when(F.col("rejected"), F.col("raw"))
             )  # an event's is not written, only shuffled and cached
             .withColumn("primed", F.lit(False))
-            .observe(_ROWS_IN, F.count(F.lit(1)))
+            .observe(_ROWS_IN, *counts)
         )
         bundles = [F.max(F.when(which, F.col("bundle"))) for which in (~F.col("rejected"), F.col("rejected"))]
         known = (
@@ -240,7 +245,7 @@ class Ingest:
                 self._recomputed += 1
                 raise RecomputedError(f"ingest batch {batch_id}: a part of it was lost with its host, and read twice")
             self._recomputed = 0
-            rows_in = observed(self._running(), _ROWS_IN)[0] or 0
+            rows_in, *others = (count or 0 for count in observed(self._running(), _ROWS_IN))
             known_in, *bundles = observed(self._running(), _KNOWN_IN)
             dropped = rows_in + (known_in or 0) - sum(row["count"] for row in counted)
             new = batch.where(~F.col("primed"))
@@ -251,11 +256,11 @@ class Ingest:
             valid, invalid = new.where(~F.col("rejected")), new.where("rejected")
             bad: dict[str, str] = {}
             if self._reads_files:
-                bad = self._files.unreadable(self._running(), batch_id, skipping=self._skipping)
-            if self._skipping and not bad:
-                # What cannot be read now can be read again: nobody knows what Spark has skipped of it in between.
+                bad = self._files.unreadable(self._running(), batch_id)
+            if self._skipping and (bad != self._bad or others != [self._files.rows_beside(batch_id, bad)]):
+                # A hiccup: Spark has skipped what could be read before, or can be read again.
                 self._in_vain += 1
-                raise StrictAgainError(f"batch {batch_id}: its files can be read again")
+                raise StrictAgainError(f"batch {batch_id}: rows of files that can be read were skipped")
             self._in_vain = 0
             if bad:
                 files = quarantine_rows(self.spark, bad)

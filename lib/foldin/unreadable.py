@@ -1,9 +1,9 @@
 """Files that the source has listed and Spark cannot read: gone, cut short, or not of the format.
 
 Spark's choice is between a query that fails for ever and one that skips such files without a word. Here each of them
-is one row of `quarantine`, beside whatever rows could be read of it. Files are read in earnest first; only when a batch
-has failed over one of them is it read again with Spark told to skip, and each of its files held against a reading in
-earnest.
+is one row of `quarantine`, beside whatever rows could be read of it. Files are read in earnest first. Only when a batch
+has failed over one of them are they looked at one by one, and is it read again with Spark told to skip; then it must
+have as many rows of the other files as these have.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
@@ -38,7 +38,7 @@ _ADVICE = "what could be read of it was taken in; mend it and land it under anot
 
 
 class StrictAgainError(FoldinError):
-    """The batch with the unreadable file is done: the query goes on reading in earnest."""
+    """The query goes on reading in earnest."""
 
 
 def failed_to_read(error: BaseException) -> bool:
@@ -51,31 +51,54 @@ class BatchFiles:
     """The files of a query's micro-batches, from the log that its file source keeps in the checkpoint.
 
     Attributes:
-        read: reads files as the source does, in earnest.
+        read: gives the rows of files, as the query does in earnest.
     """
 
     checkpoint: Checkpoint
     read: Callable[[Sequence[str]], DataFrame]
 
-    def unreadable(self, query: StreamingQuery, batch_id: int, *, skipping: bool) -> dict[str, str]:
-        """{URI: why} of the files of the batch under way that were not read, or not to their end.
+    def look(self, batch_id: int) -> dict[str, str]:
+        """{URI: why} of the files of a batch that cannot be read to their end; what was found before is in it."""
+        found = self._found(batch_id)
+        return self._note(
+            batch_id, found, self._faults([file for file in self._planned(batch_id) if file not in found])
+        )
+
+    def unreadable(self, query: StreamingQuery, batch_id: int) -> dict[str, str]:
+        """What `look` has found in the batch under way, and the files that were gone when Spark began to read it.
 
         The same for every attempt at a batch, should a file come back in between.
-
-        Args:
-            skipping: Spark skips what it cannot read; otherwise it has read whatever was still there.
         """
-        name = f"{_FOLDER}/{batch_id}"
-        found: dict[str, str] = self.checkpoint.read_object(name) or {}
-        planned, listed = FileLog(self.checkpoint).of_batch(batch_id), self._listed(query)
-        found |= {file: _GONE for file in planned if plain_path(file) not in listed and file not in found}
-        if skipping:
-            found |= self._faults([file for file in planned if file not in found])
-        if found:
-            self.checkpoint.write(name, json.dumps(found))
-            for file, why in found.items():
-                log.warning("batch %d: cannot read %s: %s", batch_id, file, why)
-        return found
+        found, listed = self._found(batch_id), self._listed(query)
+        gone = [file for file in self._planned(batch_id) if plain_path(file) not in listed and file not in found]
+        return self._note(batch_id, found, dict.fromkeys(gone, _GONE))
+
+    def beside(self, bad: Iterable[str]) -> Column:
+        """Whether a row of the query, by its source_file, is of another file."""
+        # Spark's log has file:///x where the file's own metadata have file:/x.
+        return ~F.col("source_file").isin([re.sub(r"^file:/+", "file:/", file) for file in bad])
+
+    def rows_beside(self, batch_id: int, bad: Collection[str]) -> int | None:
+        """How many rows the other files of the batch have; None when one of them cannot be read now."""
+        files = [file for file in self._planned(batch_id) if file not in bad]
+        try:
+            return self.read([unquote(file) for file in files]).count() if files else 0
+        except (PySparkException, Py4JJavaError) as error:
+            log.warning("batch %d: %s", batch_id, reason_of(error))
+            return None
+
+    def _planned(self, batch_id: int) -> list[str]:
+        return FileLog(self.checkpoint).of_batch(batch_id)
+
+    def _found(self, batch_id: int) -> dict[str, str]:
+        return self.checkpoint.read_object(f"{_FOLDER}/{batch_id}") or {}
+
+    def _note(self, batch_id: int, found: dict[str, str], more: dict[str, str]) -> dict[str, str]:
+        for file, why in more.items():
+            log.warning("batch %d: cannot read %s: %s", batch_id, file, why)
+        if more:
+            self.checkpoint.write(f"{_FOLDER}/{batch_id}", json.dumps(found | more))
+        return found | more
 
     def _listed(self, query: StreamingQuery) -> set[str]:
         """The files that Spark found when it began to read the batch. It leaves out silently what is gone by then."""
@@ -101,11 +124,16 @@ class BatchFiles:
 
 
 def read_files(landing: DataFrame, mapping: Mapping, paths: Sequence[str]) -> DataFrame:
-    """Files by path as the stream `landing` reads them."""
-    reader = landing.sparkSession.read.option("__globPaths__", "false")  # paths, not patterns
+    """Files by path as the stream `landing` reads them; `source_file` is null."""
+    # Paths, not patterns; and beside a path that looks like a pattern Spark 4.2 reads all others twice (SPARK-58518),
+    # unless it is to look into folders.
+    reader = landing.sparkSession.read.options(__globPaths__="false", recursiveFileLookup="true")
+    source_file = F.lit(None).cast("string").alias("source_file")
     if mapping.format != "parquet":
-        return reader.format("text").load(list(paths))
-    return reader.schema(landing.drop("source_file").schema).format("parquet").load(list(paths))
+        return reader.format("text").load(list(paths)).select(F.col("value").alias("raw"), source_file)
+    return (
+        reader.schema(landing.drop("source_file").schema).format("parquet").load(list(paths)).select("*", source_file)
+    )
 
 
 def quarantine_rows(spark: SparkSession, files: dict[str, str]) -> DataFrame:
@@ -124,5 +152,7 @@ def quarantine_rows(spark: SparkSession, files: dict[str, str]) -> DataFrame:
 
 
 def _why(error: BaseException) -> str:
+    if "PATH_NOT_FOUND" in str(error):
+        return _GONE
     causes = re.findall(r"^Caused by: ([^\n]+)", str(error), re.MULTILINE)
     return " ".join((causes[-1] if causes else reason_of(error)).split())[:500]
