@@ -28,6 +28,7 @@ from pyspark.sql import functions as F
 from foldin.checkpoints import Checkpoint
 from foldin.commits import Commit, CommitLog
 from foldin.errors import FoldinError, StateMismatchError
+from foldin.landed import AS_PATHS
 from foldin.schemas import EVENTS, TableSpec
 from foldin.tables import Tables, Transaction
 
@@ -266,9 +267,7 @@ class Admission:
         files = [file for commit in commits for file in commit.files]
         if not files:
             return []
-        # Paths, not patterns (see unreadable.read_files): the root's name may look like one.
-        options = {"__globPaths__": "false", "recursiveFileLookup": "true"}
-        reader = self._spark.read.schema(f"{self._column} string").options(**options)
+        reader = self._spark.read.schema(f"{self._column} string").options(**AS_PATHS)
         return [reader.parquet(*files).toDF("record_id")]
 
     def _hand_on(self) -> None:

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from foldin.backlog import Waiting
 from foldin.checkpoints import Checkpoint
 
-__all__ = ["LANDING", "FileBacklog", "FileLog", "input_paths", "plain_path"]
+__all__ = ["AS_PATHS", "LANDING", "FileBacklog", "FileLog", "input_paths", "plain_path"]
 
 _FOLDER = "sources/0"
 _COMPACT = ".compact"
@@ -22,6 +22,11 @@ _NUMBER = re.compile(r'"batchId":(\d+)\}$')
 
 LANDING = "landing.json"
 """In the checkpoint: which files of which folder the query reads, for those who look at it from outside."""
+
+
+AS_PATHS = {"__globPaths__": "false", "recursiveFileLookup": "true"}
+"""Options to read files by path, where names may look like patterns. Beside one that does, Spark 4.2 reads all others
+twice (SPARK-58518), unless it is to look into folders."""
 
 
 def plain_path(uri: str) -> str:

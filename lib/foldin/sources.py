@@ -21,6 +21,7 @@ from foldin.checkpoints import Checkpoint
 from foldin.config import Config, IngestConfig, byte_count
 from foldin.errors import ConfigError, reason_of
 from foldin.kafka import check_topics, kafka_failures, read_topics
+from foldin.landed import AS_PATHS
 from foldin.mapping import Mapping
 from foldin.tables import in_full
 
@@ -118,7 +119,7 @@ def _parquet_schema(spark: SparkSession, folder: str, options: dict[str, str]) -
     files = reader.format("binaryFile").load(folder).select("path", "modificationTime")
     for row in files.orderBy("modificationTime", "path").collect():
         try:
-            schema = reader.option("__globPaths__", "false").parquet(row["path"]).schema
+            schema = reader.options(**AS_PATHS).parquet(row["path"]).schema
         except (PySparkException, Py4JJavaError):
             continue
         for column in schema:

@@ -24,7 +24,7 @@ from pyspark.sql.streaming import StreamingQuery
 from foldin.checkpoints import Checkpoint
 from foldin.errors import FoldinError, reason_of
 from foldin.events import record_hash
-from foldin.landed import FileLog, input_paths, plain_path
+from foldin.landed import AS_PATHS, FileLog, input_paths, plain_path
 from foldin.mapping import Mapping
 
 __all__ = ["UNREADABLE", "BatchFiles", "StrictAgainError", "failed_to_read", "quarantine_rows", "read_files"]
@@ -60,9 +60,8 @@ class BatchFiles:
     def look(self, batch_id: int) -> dict[str, str]:
         """{URI: why} of the files of a batch that cannot be read to their end; what was found before is in it."""
         found = self._found(batch_id)
-        return self._note(
-            batch_id, found, self._faults([file for file in self._planned(batch_id) if file not in found])
-        )
+        rest = [file for file in self._planned(batch_id) if file not in found]
+        return self._note(batch_id, found, self._faults(rest))
 
     def unreadable(self, query: StreamingQuery, batch_id: int) -> dict[str, str]:
         """What `look` has found in the batch under way, and the files that were gone when Spark began to read it.
@@ -125,15 +124,12 @@ class BatchFiles:
 
 def read_files(landing: DataFrame, mapping: Mapping, paths: Sequence[str]) -> DataFrame:
     """Files by path as the stream `landing` reads them; `source_file` is null."""
-    # Paths, not patterns; and beside a path that looks like a pattern Spark 4.2 reads all others twice (SPARK-58518),
-    # unless it is to look into folders.
-    reader = landing.sparkSession.read.options(__globPaths__="false", recursiveFileLookup="true")
+    reader = landing.sparkSession.read.options(**AS_PATHS)
     source_file = F.lit(None).cast("string").alias("source_file")
     if mapping.format != "parquet":
         return reader.format("text").load(list(paths)).select(F.col("value").alias("raw"), source_file)
-    return (
-        reader.schema(landing.drop("source_file").schema).format("parquet").load(list(paths)).select("*", source_file)
-    )
+    schema = landing.drop("source_file").schema
+    return reader.schema(schema).parquet(*paths).select("*", source_file)
 
 
 def quarantine_rows(spark: SparkSession, files: dict[str, str]) -> DataFrame:

@@ -27,7 +27,7 @@ def main(job: Job) -> None:
     jvm: Any = context._jsc
 
     def executors() -> set[str]:
-        return {*map(str, jvm.sc().getExecutorMemoryStatus().keys().mkString(" ").split())}
+        return set(jvm.sc().getExecutorMemoryStatus().keys().mkString(" ").split())
 
     def tried(name: str, between: Callable[[DataFrame], None], row: Callable[[Column], Column] = lambda id: id) -> None:
         observation = Observation()

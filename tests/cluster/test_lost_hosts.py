@@ -115,8 +115,10 @@ def test_rows_that_were_read_twice_because_a_host_was_lost_are_no_duplicates(
     assert checkpoint.last("commits") == -1
     cluster.workers.remove(lost)
     lost.lose()
-    assert ingest.wait() == 0, ingest.said()[-5000:]
-    cluster.add_worker()
+    try:
+        assert ingest.wait() == 0, ingest.said()[-5000:]
+    finally:
+        cluster.add_worker()
 
     assert "batch 0: a part of it was lost with its host, and read twice; running it again" in ingest.said()
     assert_account_adds_up(world.tables, world.log.rows)
