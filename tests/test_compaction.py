@@ -16,8 +16,9 @@ import pytest
 from foldin.compaction import Compactor, compact
 from foldin.publishing import Publisher
 from foldin.registry import Registry
-from foldin.schemas import EVENTS, METRICS, RECOMMENDATIONS, USER_FACTORS, Position
+from foldin.schemas import EVENTS, METRICS, RECOMMENDATIONS, USER_FACTORS, Position, TableSpec
 from foldin.tables import Tables
+from foldin.trimming import trim
 from world import ITEMS, assert_same_vectors, bought, fold_once, latest_vectors, vectors, wait_until
 
 
@@ -42,7 +43,7 @@ def test_a_stream_merges_the_files_of_its_tables_and_readers_see_the_same(folded
         assert files(folded, spec) == 1, spec.name
         assert folded.read(spec).count() == before[1] + 4
         log = Path(folded.path(spec.name), "_delta_log")
-        assert [int(file.name[:20]) for file in log.glob("0*.checkpoint*")] == [folded.version(spec)], spec.name
+        assert max(int(file.name[:20]) for file in log.glob("0*.checkpoint*")) == folded.version(spec), spec.name
     assert before[0] > 1
     publisher, version = Publisher(folded, 3), Registry(folded).active_version()
     now = folded.version(EVENTS)
@@ -189,6 +190,32 @@ def test_a_table_that_has_had_few_commits_since_its_last_merge_waits(
         for k in range(4):
             later(None, k)
     assert files(tables, EVENTS) == 1
+
+
+def test_logs_are_trimmed_four_times_as_often_as_files_are_merged(tables, make_config, events_frame, monkeypatch):
+    trims: dict[str, list[int]] = {"events": [], "metrics": []}
+
+    def told(of: Tables, spec: TableSpec, minutes: int) -> int:
+        gone = trim(of, spec, minutes)
+        trims[spec.name].append(of.version(spec))
+        return gone
+
+    def commit(_batch: object, k: int) -> None:
+        tables.spark.sql(f"alter table {tables.name(METRICS)} set tblproperties ('k' = '{k}')")
+        if k in (0, 1, 4, 5):
+            tables.append(events_frame(bought(f"{k}", "u", "i")), EVENTS)
+
+    monkeypatch.setattr("foldin.compaction.trim", told)
+    with Compactor(tables, (EVENTS, METRICS), make_config("tables.compact_every=8").tables) as compactor:
+        process = compactor.after(commit)
+        for k in range(8):
+            process(None, k)
+            wait_until(lambda k=k: len(trims["metrics"]) == (k + 1) // 2, 60)  # the last table of each round
+    assert compactor.rounds == 1
+    assert operations(tables, EVENTS).count("OPTIMIZE") == 1
+    assert trims == {"events": [2, 4, 5], "metrics": [2, 4, 6, 8]}  # not after the two batches without a commit
+    log = Path(tables.path(EVENTS.name), "_delta_log")
+    assert {int(file.name[:20]) for file in log.glob("0*.checkpoint*")} == {2, 4, 5}
 
 
 def test_commits_that_come_while_a_merge_runs_count_for_the_next(tables, make_config, events_frame, monkeypatch):

@@ -11,10 +11,9 @@ from stream_queries import FoldInContender, ProgressLog, resident_bytes
 from stream_report import Report, median, progress, quantile, slope
 from stream_world import Settings, World
 
-from foldin.compaction import compact
+from foldin.compaction import Compactor
 from foldin.config import load_config
 from foldin.schemas import EVENTS
-from foldin.trimming import trim
 
 __all__ = ["SoakPlan", "measure_soak"]
 
@@ -45,18 +44,18 @@ def measure_soak(spark: SparkSession, settings: Settings, plan: SoakPlan, report
     for _ in range(_WARM_UP):
         product.take(world.next_batch(_EVENTS))
     started = time.monotonic()
-    for number in range(plan.batches):
-        if number in (0, plan.batches // 2):
-            counts[number] = _count(world.root)
-        seconds.append(product.take(world.next_batch(_EVENTS))["batchDuration"] / 1000)
-        if number % config.tables.compact_every == config.tables.compact_every - 1:
-            compact(world.tables, EVENTS)  # the ingest job does so; here is none
-            trim(world.tables, EVENTS, config.tables.log_minutes)
-        if number % 50 == 49:
-            left = (time.monotonic() - started) / (number + 1) * (plan.batches - number - 1)
-            recent = median(seconds[-50:])
-            progress(f"soak: batch {number + 1} of {plan.batches}, median {recent:.2f} s, {left / 60:.0f} min left")
-    counts[plan.batches] = _count(world.root)
+    # The ingest job looks after `events` so; here is none.
+    with Compactor(world.tables, (EVENTS,), config.tables) as compactor:
+        landed = compactor.after(lambda batch, _: seconds.append(product.take(batch)["batchDuration"] / 1000))
+        for number in range(plan.batches):
+            if number in (0, plan.batches // 2):
+                counts[number] = _count(world.root)
+            landed(world.next_batch(_EVENTS), number)
+            if number % 50 == 49:
+                left = (time.monotonic() - started) / (number + 1) * (plan.batches - number - 1)
+                recent = median(seconds[-50:])
+                progress(f"soak: batch {number + 1} of {plan.batches}, median {recent:.2f} s, {left / 60:.0f} min left")
+        counts[plan.batches] = _count(world.root)
     product.stop()
 
     tenth = max(1, plan.batches // 10)
